@@ -1,0 +1,1 @@
+"""The vocabulary: plain data, errors, clock. Imports the standard library and msgspec only."""

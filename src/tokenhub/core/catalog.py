@@ -1,0 +1,81 @@
+"""Provider, Model and Catalog: the immutable snapshot a request is routed against."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Provider(msgspec.Struct, frozen=True, kw_only=True):
+    """An upstream account: type, base URL, credential.
+
+    ``origin`` is scheme://host:port of ``base_url``; a credential is bound to it.
+    ``cred_store`` is "vault" when the vault holds a key for it, else "none".
+    ``source`` is "store" for a row of the database, "runtime" for the built-in demo.
+    """
+
+    id: str
+    type: str  # openai, anthropic, vllm, demo
+    base_url: str = ""
+    enabled: bool = True
+    cred_store: str = "none"
+    api_version: str = ""  # the Anthropic version header; "" = the adapter's default
+    source: str = "store"
+    origin: str = ""
+
+
+class Prices(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model's tokens cost, in **femto-dollars (1e-15 $) per token**, integers.
+
+    $0.075 per million tokens is 75_000_000 here, so no list price needs a float. None = this
+    kind has no price of its own (cached kinds then cost as ``input``); ``input`` None = unknown.
+    ``source`` is manual, catalogue or unknown; ``version`` is the catalogue's date.
+    """
+
+    input: int | None = None
+    output: int | None = None
+    cached_read: int | None = None
+    cached_write: int | None = None
+    source: str = "unknown"
+    version: str = ""
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """One routable entry: a model at a provider, with weight, context size and prices.
+
+    ``input_per_1k`` and ``output_per_1k`` are dollars per 1000 tokens as the admin wrote them
+    (decimal text, "" = not given). ``upstream_name`` is what the provider calls it; "" = the id.
+    """
+
+    id: str
+    provider_id: str
+    weight: int = 5
+    max_context_tokens: int = 0  # 0 = unknown, treated as unlimited
+    input_per_1k: str = ""
+    output_per_1k: str = ""
+    enabled: bool = True
+    pricing_source: str = "manual"
+    upstream_name: str = ""
+    max_output_tokens: int = 0  # 0 = unknown
+    first_token_ms: int = 0  # limit for the first token; 0 = the gateway's default
+    prices: Prices = Prices()
+    source: str = "store"
+
+    @property
+    def name_upstream(self) -> str:
+        """The name to send to the provider."""
+        return self.upstream_name or self.id
+
+
+class Catalog(msgspec.Struct, frozen=True, kw_only=True):
+    """Providers and models at one moment; swapped whole, never changed."""
+
+    version: int
+    providers: dict[str, Provider]
+    models: dict[str, Model]
+
+    def provider_of(self, model: Model) -> Provider:
+        """The provider of a model of this catalog."""
+        return self.providers[model.provider_id]
+
+
+EMPTY = Catalog(version=0, providers={}, models={})

@@ -1,0 +1,1 @@
+"""What happened: journal, audit, series, metrics, events."""

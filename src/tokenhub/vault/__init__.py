@@ -1,0 +1,1 @@
+"""Provider credentials, encrypted at rest."""

@@ -1,0 +1,1 @@
+"""The HTTP edge: HTTP in, HTTP out; decides nothing."""
