@@ -57,6 +57,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     upstream_name: str = ""
     max_output_tokens: int = 0  # 0 = unknown
     first_token_ms: int = 0  # limit for the first token; 0 = the gateway's default
+    tools: bool = True  # can call tools
+    images: bool = True  # reads image parts
     prices: Prices = Prices()
     source: str = "store"
 

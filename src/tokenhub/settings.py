@@ -1,0 +1,251 @@
+"""TOKENHUB_* environment variables → one frozen Settings; each field's docstring documents it."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+PREFIX = "TOKENHUB_"
+MODES = ("cheap", "normal", "high_confidence", "planning", "adversarial", "thompson")
+LEVELS = ("debug", "info", "warn", "error")
+
+# Read by tokenhubctl, make or compose, not by the server.
+_FOREIGN = {"URL", "API_KEY", "OUTPUT", "PORT", "NEW_VAULT_PASSWORD", "CACHE_DIR", "FUZZ"}
+
+
+class SettingsError(Exception):
+    """One or more variables cannot be used; the message has a line for each."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the environment decided. Times in seconds, money in dollars, 0 = no limit."""
+
+    listen_host: str
+    listen_port: int
+    data_dir: Path
+    db_dsn: str
+    log_level: str = "info"
+    admin_token: str = ""
+    vault_enabled: bool = True
+    vault_password: str = ""
+    demo: bool = True
+    default_mode: str = "normal"
+    default_max_budget_usd: float = 0.0
+    default_max_latency_ms: int = 0
+    exploration_temp: float = 0.0
+    connect_timeout_secs: float = 3.0
+    first_token_timeout_secs: float = 10.0
+    idle_timeout_secs: float = 30.0
+    provider_timeout_secs: float = 900.0
+    hedge_after_ms: int = 0
+    max_hedged_providers: int = 3
+    cors_origins: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
+    rate_limit_rps: int = 60
+    rate_limit_burst: int = 120
+    admin_rate_limit_rps: int = 30
+    admin_rate_limit_burst: int = 60
+    health_probe_disabled: bool = False
+    shutdown_drain_secs: int = 25
+    warnings: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Without the two secrets."""
+        return f"Settings({self.listen_host}:{self.listen_port}, {self.data_dir})"
+
+
+class Variable(msgspec.Struct, frozen=True):
+    """One variable: its name without prefix, how to read it, its default as text, its meaning."""
+
+    name: str
+    read: Callable[[str], Any]
+    default: str
+    meaning: str
+
+
+def _flag(text: str) -> bool:
+    lowered = text.lower()
+    if lowered in {"1", "true", "yes", "on"}:
+        return True
+    if lowered in {"0", "false", "no", "off"}:
+        return False
+    raise ValueError("must be true or false")
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise ValueError("must be a whole number") from None
+        if not low <= value <= high:
+            raise ValueError(f"must be between {low} and {high}")
+        return value
+
+    return read
+
+
+def _number(low: float, high: float) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise ValueError("must be a number") from None
+        if not (math.isfinite(value) and low <= value <= high):
+            raise ValueError(f"must be between {low:g} and {high:g}")
+        return value
+
+    return read
+
+
+def _one_of(*allowed: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in allowed:
+            raise ValueError(f"must be one of {', '.join(allowed)}")
+        return text
+
+    return read
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or not int(port) <= 65535:
+        raise ValueError("must be host:port, for example 127.0.0.1:8080")
+    return host.strip("[]") or "0.0.0.0", int(port)
+
+
+def _token(text: str) -> str:
+    if len(text) < 16 or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("must have 16 or more printable ASCII characters without spaces")
+    return text
+
+
+def _password(text: str) -> str:
+    if len(text.encode()) < 8:
+        raise ValueError("must have 8 bytes or more")
+    return text
+
+
+def _absent(text: str) -> bool:
+    if _flag(text):
+        raise ValueError("is not offered by this server; unset it")
+    return False
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+VARIABLES = (
+    Variable("LISTEN_ADDR", _address, "127.0.0.1:8080", "address and port to listen on"),
+    Variable("DATA_DIR", _path, "~/.tokenhub", "folder of all files; /data in the container"),
+    Variable("DB_DSN", str, "file:<data dir>/tokenhub.sqlite", "where the database is"),
+    Variable("LOG_LEVEL", _one_of(*LEVELS), "info", "debug, info, warn or error"),
+    Variable("ADMIN_TOKEN", _token, "", "admin token; made and kept in the data dir when unset"),
+    Variable("VAULT_ENABLED", _flag, "true", "whether provider credentials can be stored"),
+    Variable("VAULT_PASSWORD", _password, "", "unlock at start; then no auto-lock"),
+    Variable("DEMO", _flag, "true", "built-in demo provider while no provider exists"),
+    Variable("DEFAULT_MODE", _one_of(*MODES), "normal", "routing mode when nothing names one"),
+    Variable("DEFAULT_MAX_BUDGET_USD", _number(0, 100), "0", "limit per routed request"),
+    Variable("DEFAULT_MAX_LATENCY_MS", _whole(0, 300_000), "0", "limit per routed request"),
+    Variable("EXPLORATION_TEMP", _number(0, 100), "0", "softmax temperature over the ranking"),
+    Variable("CONNECT_TIMEOUT_SECS", _number(0.1, 60), "3", "connect to a provider"),
+    Variable("FIRST_TOKEN_TIMEOUT_SECS", _number(0.1, 3600), "10", "first byte of a stream"),
+    Variable("IDLE_TIMEOUT_SECS", _number(0.1, 3600), "30", "silence inside an answer"),
+    Variable(
+        "PROVIDER_TIMEOUT_SECS", _number(1, 86_400), "900", "whole request, all attempts together"
+    ),
+    Variable("HEDGE_AFTER_MS", _whole(0, 60_000), "0", "start a second provider after; 0 = never"),
+    Variable("MAX_HEDGED_PROVIDERS", _whole(2, 3), "3", "most attempts running at once"),
+    Variable("CORS_ORIGINS", _list, "", "origins allowed to call /v1 from a browser"),
+    Variable("TRUSTED_PROXIES", _list, "", "networks whose X-Forwarded-For is believed"),
+    Variable("RATE_LIMIT_RPS", _whole(0, 1_000_000), "60", "requests/s per address under /v1"),
+    Variable("RATE_LIMIT_BURST", _whole(1, 1_000_000), "120", "burst of the same"),
+    Variable("ADMIN_RATE_LIMIT_RPS", _whole(0, 1_000_000), "30", "requests/s per address, admin"),
+    Variable("ADMIN_RATE_LIMIT_BURST", _whole(1, 1_000_000), "60", "burst of the same"),
+    Variable("HEALTH_PROBE_DISABLED", _flag, "false", "no background probes"),
+    Variable("SHUTDOWN_DRAIN_SECS", _whole(0, 28), "25", "wait for running requests at SIGTERM"),
+    Variable("PRICING_REFRESH_ENABLED", _absent, "false", "no prices are ever downloaded"),
+    Variable("TEMPORAL_ENABLED", _absent, "false", "no external workflow engine is used"),
+)
+
+
+def read_settings(environ: Mapping[str, str], home: Path | None = None) -> Settings:
+    """Read the variables.
+
+    Raises:
+        SettingsError: naming every variable that cannot be used, and why.
+    """
+    found: dict[str, Any] = {}
+    faults: list[str] = []
+    for variable in VARIABLES:
+        text = environ.get(PREFIX + variable.name, "").strip()
+        if not text:
+            continue
+        try:
+            found[variable.name.lower()] = variable.read(text)
+        except ValueError as error:
+            faults.append(f"{PREFIX}{variable.name} {error}.")
+    if faults:
+        raise SettingsError("\n".join(faults))
+    host, port = found.pop("listen_addr", ("127.0.0.1", 8080))
+    data_dir, dsn = _places(found, home or Path.home())
+    for unused in ("pricing_refresh_enabled", "temporal_enabled"):
+        found.pop(unused, None)
+    return Settings(
+        listen_host=host,
+        listen_port=port,
+        data_dir=data_dir,
+        db_dsn=dsn,
+        warnings=_unknown(environ),
+        **found,
+    )
+
+
+def _places(found: dict[str, Any], home: Path) -> tuple[Path, str]:
+    dsn: str = found.pop("db_dsn", "")
+    data_dir: Path | None = found.pop("data_dir", None)
+    if dsn and "://" not in dsn:
+        file = Path(dsn.removeprefix("file:").partition("?")[0]).expanduser()
+        return data_dir or file.absolute().parent, str(file.absolute())
+    folder = data_dir or home / ".tokenhub"
+    if dsn:
+        raise SettingsError(
+            f"{PREFIX}DB_DSN must be a file (file:/path/tokenhub.sqlite); this server has no "
+            f"driver for {dsn.partition('://')[0]!r}."
+        )
+    return folder, str(folder.absolute() / "tokenhub.sqlite")
+
+
+def _unknown(environ: Mapping[str, str]) -> tuple[str, ...]:
+    known = {variable.name for variable in VARIABLES} | _FOREIGN
+    lines = []
+    for name in sorted(environ):
+        rest = name.removeprefix(PREFIX)
+        if rest == name or rest in known:
+            continue
+        near = difflib.get_close_matches(rest, known, n=1)
+        hint = f"; did you mean {PREFIX}{near[0]}?" if near else ""
+        lines.append(f"{name} is not a setting of this server{hint}")
+    return tuple(lines)
+
+
+def from_environment() -> Settings:
+    """The settings of this process.
+
+    Raises:
+        SettingsError: see ``read_settings``.
+    """
+    return read_settings(os.environ)

@@ -1,0 +1,193 @@
+"""One handler for every request: match the route, check who calls, run it, render its error.
+
+Authorisation looks at the matched route object, never at the text of the URL.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from tokenhub.core.errors import Forbidden, HubError, Unauthorized
+from tokenhub.web.answers import NATIVE, OPENAI, PRIVATE, error_answer
+from tokenhub.web.http import Response
+from tokenhub.web.match import Matcher
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from tokenhub.access.admin_token import AdminToken
+    from tokenhub.access.keys import Grant, Keys
+    from tokenhub.access.limits import AddressLimiter
+    from tokenhub.web.http import Request
+
+log = logging.getLogger(__name__)
+
+PUBLIC = "public"  # anybody
+ADMIN = "admin"  # the admin token
+ANY_KEY = "key"  # a valid API key, whatever its scopes
+SCOPES = ("chat", "plan", "embeddings")  # a valid API key with that scope
+
+V1_BODY = 10 * 2**20
+ADMIN_BODY = 2 * 2**20
+
+
+class Route(msgspec.Struct, frozen=True):
+    """One row of the URL table.
+
+    ``access`` is PUBLIC, ADMIN, ANY_KEY or a scope. ``handler(request, caller)`` gets the Grant
+    for key routes, else None. ``spends``: the handler may cost money, so it must be one of the
+    gateway's, which book it.
+    """
+
+    method: str
+    path: str
+    handler: Callable[[Request, Any], Awaitable[Response | None]]
+    access: str
+    dialect: str = NATIVE
+    spends: bool = False
+    max_body: int = ADMIN_BODY
+
+
+class Edge:
+    """Routes, authorisation and errors; everything else happens behind a handler."""
+
+    def __init__(
+        self,
+        routes: Iterable[Route],
+        keys: Keys,
+        admin_token: AdminToken,
+        *,
+        v1_limiter: AddressLimiter | None = None,
+        admin_limiter: AddressLimiter | None = None,
+        on_refused: Callable[[Request, str], None] | None = None,
+        cors_origins: frozenset[bytes] = frozenset(),
+    ) -> None:
+        self._keys = keys
+        self._admin_token = admin_token
+        self._v1_limiter = v1_limiter
+        self._admin_limiter = admin_limiter
+        self._on_refused = on_refused
+        self._cors_origins = cors_origins
+        self._matcher: Matcher[Route] = Matcher()
+        self.routes = tuple(routes)
+        for route in self.routes:
+            _check(route)
+            self._matcher.add(route.method, route.path, route)
+
+    async def __call__(self, request: Request) -> Response | None:
+        """Answer a request; None when the handler streamed its answer."""
+        route: Route | None = None
+        try:
+            route = request.route or self._match(request)
+            caller = self._authorise(route, request)
+            answer = await route.handler(request, caller)
+        except HubError as error:
+            answer = error_answer(error, dialect_of(request, route), request)
+        if self._cors_origins and answer is not None:
+            self._allow_origin(request, answer)
+        return answer
+
+    def max_body(self, request: Request) -> int:
+        """How large the body of this request may be, asked before it is read.
+
+        Raises:
+            NotFound, MethodNotAllowed, InvalidRequest: so that no body is read for nothing.
+        """
+        return self._match(request).max_body
+
+    def failed(self, request: Request | None, error: Exception) -> Response:
+        """The answer to an error outside a handler, or to one that no handler expected."""
+        if not isinstance(error, HubError):
+            log.error("a handler failed", exc_info=error)
+            error = HubError(
+                "The server failed while it handled this request.",
+                code="internal_error",
+                hint="The server's log has the details under this request id.",
+            )
+        if request is None:
+            return Response(error.status, b"", list(error.headers))
+        return error_answer(error, dialect_of(request, None), request)
+
+    def _match(self, request: Request) -> Route:
+        if request.method == "OPTIONS" and self._cors_origins:
+            return _PREFLIGHT
+        route, request.params = self._matcher.match(request.method, request.path)
+        request.route = route
+        return route
+
+    def _authorise(self, route: Route, request: Request) -> Grant | None:
+        headers = request.headers
+        if route.access == PUBLIC:
+            return None
+        if route.access == ADMIN:
+            if self._admin_limiter is not None:
+                self._admin_limiter.check(request.peer, headers)
+            self._admin(headers.get(b"authorization"), request)
+            return None
+        if self._v1_limiter is not None:
+            self._v1_limiter.check(request.peer, headers)
+        grant = self._keys.authenticate(headers.get(b"authorization"), headers.get(b"x-api-key"))
+        if route.access != ANY_KEY and route.access not in grant.scopes:
+            raise Forbidden(
+                f"This key has no scope `{route.access}`.",
+                hint="`tokenhubctl apikey edit <id>` changes the scopes of a key.",
+            )
+        return grant
+
+    def _admin(self, authorization: bytes | None, request: Request) -> None:
+        kind, _, token = (authorization or b"").partition(b" ")
+        if kind.lower() == b"bearer" and token and self._admin_token.verify(token.strip()):
+            return
+        if self._on_refused is not None:
+            self._on_refused(request, "missing" if not token else "wrong")
+        raise Unauthorized(
+            "The admin token is missing." if not token else "The admin token is not valid.",
+            code="admin_token_required" if not token else "invalid_admin_token",
+            hint="Send `Authorization: Bearer $(tokenhubctl admin-token)`.",
+            headers=((b"www-authenticate", b"Bearer"),),
+        )
+
+    def _allow_origin(self, request: Request, answer: Response) -> None:
+        origin = request.headers.get(b"origin")
+        if origin in self._cors_origins:
+            answer.headers = [
+                *answer.headers,
+                (b"access-control-allow-origin", origin),
+                (b"vary", b"origin"),
+                (b"access-control-expose-headers", b"*"),
+            ]
+
+
+def dialect_of(request: Request, route: Route | None) -> str:
+    """The error dialect for a request, by its route or, without one, by where it knocked."""
+    if route is not None:
+        return route.dialect
+    return OPENAI if request.path.startswith("/v1/") else NATIVE
+
+
+def _check(route: Route) -> None:
+    if route.access not in {PUBLIC, ADMIN, ANY_KEY, *SCOPES}:
+        raise ValueError(f"{route.path}: nobody is named who may call it")
+    if route.path.startswith("/v1/") and route.method == "POST" and not route.spends:
+        raise ValueError(f"{route.path}: a route that could spend must pass the gate")
+    if route.spends and route.access not in SCOPES:
+        raise ValueError(f"{route.path}: money needs a key with a scope")
+
+
+async def _preflight(request: Request, _: None) -> Response:
+    headers = [
+        (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
+        (b"access-control-allow-headers", b"authorization, content-type, x-api-key, x-request-id"),
+        (b"access-control-max-age", b"300"),
+        *PRIVATE,
+    ]
+    asked = request.headers.get(b"access-control-request-headers")
+    if asked:
+        headers[1] = (b"access-control-allow-headers", asked)
+    return Response(204, b"", headers)
+
+
+_PREFLIGHT = Route("OPTIONS", "*", _preflight, PUBLIC)
