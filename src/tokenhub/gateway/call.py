@@ -1,0 +1,125 @@
+"""Call: what is known of one request while it is under way; it ends as the journal's row."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tokenhub.access.keys import Grant
+    from tokenhub.core.chat import ChatRequest, Usage
+    from tokenhub.core.decision import Attempt, Decision
+
+
+class ClientStream(Protocol):
+    """The client's side of a streamed answer."""
+
+    paused: bool
+    on_pause: Callable[[], None] | None
+    on_resume: Callable[[], None] | None
+
+    def write(self, data: bytes) -> None:
+        """Send one piece; nothing for b""."""
+        ...
+
+    def end(self) -> None:
+        """The answer is complete."""
+        ...
+
+    def abort(self) -> None:
+        """Close so that the answer cannot be taken for complete."""
+        ...
+
+
+class ClientRequest(Protocol):
+    """A request as the edge hands it over."""
+
+    id: str
+    client_id: str
+    body: bytes
+    peer: str
+    headers: dict[bytes, bytes]
+
+    def open_stream(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> ClientStream:
+        """Send the head of a streamed answer."""
+        ...
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """A whole answer for the client, status 200."""
+
+    body: bytes
+    headers: list[tuple[bytes, bytes]]
+
+
+class Call:
+    """One request under way.
+
+    Attributes:
+        request: as the edge handed it over.
+        grant: what the caller's key permits.
+        chat: the parsed body.
+        endpoint: the route's path, a closed set.
+        started_ms, began: wall time and monotonic seconds of its start.
+        decision: candidates and why, None until decided.
+        attempts: every try, in order, as it ended.
+        model_id, provider_id: who answered, "" if nobody.
+        usage: tokens of the answer given, None if none was.
+        cost: nano-dollars over all attempts, None when a price is unknown.
+        status: HTTP status the client got; 499 when it left first.
+        error_class, error: "" when all went well.
+        ttft_ms: start to the first byte of a streamed answer.
+        streamed: whether bytes of a stream went to the client.
+    """
+
+    __slots__ = (
+        "attempts",
+        "began",
+        "chat",
+        "cost",
+        "decision",
+        "endpoint",
+        "error",
+        "error_class",
+        "finish_reason",
+        "grant",
+        "malformed",
+        "model_id",
+        "overhead_ms",
+        "provider_id",
+        "request",
+        "started_ms",
+        "status",
+        "streamed",
+        "ttft_ms",
+        "upstream_ms",
+        "usage",
+    )
+
+    def __init__(
+        self, request: ClientRequest, grant: Grant, endpoint: str, started_ms: int, began: float
+    ) -> None:
+        self.request = request
+        self.grant = grant
+        self.endpoint = endpoint
+        self.started_ms = started_ms
+        self.began = began
+        self.chat: ChatRequest | None = None
+        self.decision: Decision | None = None
+        self.attempts: list[Attempt] = []
+        self.model_id = ""
+        self.provider_id = ""
+        self.usage: Usage | None = None
+        self.cost: int | None = 0
+        self.status = 0
+        self.error_class = ""
+        self.error = ""
+        self.finish_reason: str | None = None
+        self.malformed = 0
+        self.ttft_ms: float | None = None
+        self.upstream_ms = 0.0
+        self.overhead_ms = 0.0
+        self.streamed = False
