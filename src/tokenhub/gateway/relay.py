@@ -1,0 +1,102 @@
+"""One streamed answer: the provider's bytes to the client, by callback, with backpressure."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from tokenhub.core.errors import FailureClass, ProviderError, TransportError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tokenhub.gateway.call import ClientStream
+    from tokenhub.providers.adapter import StreamRelay
+    from tokenhub.providers.transport import Answer
+
+
+class Relay:
+    """Carries one upstream answer to one client.
+
+    The head of the client's answer is sent with the first content, so that until then another
+    provider can still be asked. What is written is what the provider sent, joined per read.
+
+    Args:
+        answer: the provider's answer, status 200, body not yet read.
+        wire: turns its bytes into bytes for the client.
+        open_stream: sends the head to the client.
+        first_token: seconds until the first content must be there.
+    """
+
+    def __init__(
+        self,
+        answer: Answer,
+        wire: StreamRelay,
+        open_stream: Callable[[], ClientStream],
+        first_token: float,
+    ) -> None:
+        self._answer = answer
+        self._wire = wire
+        self._open_stream = open_stream
+        self._first_token = first_token
+        self._silent = False
+        self._tail = b""
+        self.stream: ClientStream | None = None
+        self.first_at: float | None = None  # loop time of the first content
+
+    async def run(self) -> None:
+        """Relay until the provider is done; the tail is kept for ``finish``.
+
+        Raises:
+            ProviderError: it failed before any content; nothing was sent to the client.
+        """
+        timer = asyncio.get_running_loop().call_later(self._first_token, self._too_silent)
+        try:
+            await self._answer.relay(self._feed)
+            self._tail = self._wire.finish()
+        except TransportError as error:
+            self._tail = self._broken(error)
+        finally:
+            timer.cancel()
+        if self._wire.failure is not None and self.stream is None:
+            raise self._wire.failure
+
+    def finish(self) -> None:
+        """Send the tail and close: properly if the answer is whole, else so that it shows."""
+        if self.stream is None:
+            self.stream = self._open_stream()
+        self.stream.write(self._tail)
+        if self._wire.failure is None:
+            self.stream.end()
+        else:
+            self.stream.abort()
+
+    def _feed(self, data: bytes) -> None:
+        out = self._wire.feed(data)
+        if out:
+            if self.stream is None:
+                self._start()
+            self.stream.write(out)  # type: ignore[union-attr]  # _start has set it
+        if self._wire.failure is not None:
+            self._answer.abort()
+
+    def _start(self) -> None:
+        self.first_at = asyncio.get_running_loop().time()
+        stream = self.stream = self._open_stream()
+        stream.on_pause = self._answer.pause
+        stream.on_resume = self._answer.resume
+
+    def _too_silent(self) -> None:
+        if self.stream is None:
+            self._silent = True
+            self._answer.abort()
+
+    def _broken(self, error: TransportError) -> bytes:
+        if self._wire.complete or self._wire.failure is not None:
+            return self._wire.finish()
+        if self._silent:
+            message = f"The provider sent no token within {self._first_token:g} s."
+            raise ProviderError(FailureClass.TIMEOUT, message) from None
+        if self.stream is None:
+            raise ProviderError(error.kind, error.message, sent=error.sent) from None
+        return self._wire.interrupted(error.message)
