@@ -1,0 +1,150 @@
+"""The port between the gateway and a wire format: what every adapter promises.
+
+One adapter per provider type, shared by all requests and without state of its own. It turns a
+``ChatRequest`` into the provider's request, and the provider's answer into bytes for a client
+that speaks OpenAI's chat dialect:
+
+    request()  → UpstreamRequest          reply()   a whole answer → Reply
+    notes()    → headers for the client   relay()   a stream → StreamRelay, fed read by read
+                                          failure() an error answer → ProviderError
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from tokenhub.core.catalog import Model, Provider
+from tokenhub.core.chat import Usage
+from tokenhub.providers.egress import parse_base_url
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tokenhub.core.chat import ChatRequest
+    from tokenhub.core.errors import ProviderError
+    from tokenhub.providers.upstream import UpstreamRequest
+
+USER_AGENT = b"tokenhub"
+MAX_EVENT = 8 * 1024 * 1024  # bytes of one stream event; a longer one is garbage
+
+DONE = b"data: [DONE]\n\n"
+
+
+class Target(msgspec.Struct, frozen=True):
+    """Who is to answer: a model, its provider, and the provider's key (None = it has none)."""
+
+    model: Model
+    provider: Provider
+    credential: bytes | None
+
+    def __repr__(self) -> str:
+        return f"Target({self.model.id!r} at {self.provider.id!r})"
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole answer.
+
+    ``body`` is for the client, in OpenAI's shape. ``usage`` is None when the provider did not
+    report it; then ``content_bytes`` (UTF-8 bytes of everything generated) is what to count.
+    ``model`` is the name the provider gave itself.
+    """
+
+    body: bytes
+    usage: Usage | None
+    finish_reason: str | None
+    model: str = ""
+    content_bytes: int = 0
+
+
+class StreamRelay(Protocol):
+    """One stream: the provider's bytes in, whole events for the client out.
+
+    Attributes:
+        started: bytes for the client have been returned. Until the first generated content the
+            relay keeps everything back, so while this is False another provider can still answer.
+        failure: the stream failed: an error event, a stream that ended early, or one that is not
+            what the protocol says. Set before ``started``, nothing is to be written and the
+            caller may go elsewhere; after it, the error event was already returned.
+        complete: the protocol's own end was seen. The caller need not read on.
+        usage: what the provider reported so far, None when nothing.
+        finish_reason: why generation ended, in OpenAI's words (of the first choice to end).
+        content_bytes: UTF-8 bytes of generated text, reasoning and tool arguments relayed.
+        malformed: events dropped because they were no JSON objects.
+    """
+
+    started: bool
+    failure: ProviderError | None
+    complete: bool
+    usage: Usage | None
+    finish_reason: str | None
+    content_bytes: int
+    malformed: int
+
+    def feed(self, data: bytes) -> bytes:
+        """What to write for one read; never part of an event, b"" when there is nothing yet."""
+        ...
+
+    def finish(self) -> bytes:
+        """The transport ended cleanly: the last bytes, ``[DONE]`` only if the protocol ended too.
+
+        ``[DONE]`` is returned here and nowhere else, so that the caller can close its books
+        between the last content and the end the client sees.
+        """
+        ...
+
+    def interrupted(self, message: str) -> bytes:
+        """The error event for a stream that broke; b"" when one was already returned."""
+        ...
+
+
+class Adapter(Protocol):
+    """How one wire format is spoken."""
+
+    dialect: str  # "openai" or "anthropic"
+
+    def request(
+        self, chat: ChatRequest, target: Target, *, max_tokens: int | None
+    ) -> UpstreamRequest:
+        """The provider's request. ``max_tokens`` caps the output; None leaves the client's.
+
+        Raises:
+            InvalidRequest: the provider's API cannot express what the client asks; names the
+                member.
+        """
+        ...
+
+    def notes(self, chat: ChatRequest, target: Target) -> list[tuple[bytes, bytes]]:
+        """Headers for the client's answer: what ``request`` had to leave out."""
+        ...
+
+    def reply(
+        self, chat: ChatRequest, target: Target, body: bytes, headers: Mapping[bytes, bytes]
+    ) -> Reply:
+        """Read a whole answer with status 200.
+
+        Raises:
+            ProviderError: GARBAGE when it is not what the protocol says; the class of the error
+                when it is an error in spite of its status.
+        """
+        ...
+
+    def relay(self, chat: ChatRequest, target: Target) -> StreamRelay:
+        """A fresh relay for one streamed answer with status 200."""
+        ...
+
+    def failure(self, status: int, headers: Mapping[bytes, bytes], body: bytes) -> ProviderError:
+        """Why an answer with another status failed. The message is safe to show to a client."""
+        ...
+
+
+def base_path(provider: Provider) -> bytes:
+    """The path to put before ``/v1/...``; b"" for a provider inside this process."""
+    return parse_base_url(provider.base_url).path if provider.base_url else b""
+
+
+def error_event(message: str, kind: str, code: str) -> bytes:
+    """An error inside a stream, as OpenAI's SDKs recognise it."""
+    body = {"error": {"message": message, "type": kind, "code": code}}
+    return b"data: " + msgspec.json.encode(body) + b"\n\n"

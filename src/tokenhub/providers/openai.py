@@ -1,0 +1,173 @@
+"""The OpenAI wire format: types ``openai`` and ``vllm`` (any OpenAI-compatible server), ``demo``.
+
+Client and provider speak the same dialect here, so a body travels as it is, with only the members
+changed that must be, and an answer travels byte for byte.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from tokenhub.providers.adapter import USER_AGENT, Reply, Target, base_path
+from tokenhub.providers.failures import classify, classify_event, garbage
+from tokenhub.providers.openai_events import read_usage
+from tokenhub.providers.openai_stream import OpenAIRelay
+from tokenhub.providers.upstream import UpstreamRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tokenhub.core.chat import ChatRequest
+    from tokenhub.core.clock import Clock
+    from tokenhub.core.errors import ProviderError
+
+_ASK_USAGE = msgspec.Raw(b'{"include_usage":true}')
+_options = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_true = msgspec.Raw(b"true")
+_anything = msgspec.json.Decoder()
+
+
+class _Message(msgspec.Struct):
+    content: Any = None
+    refusal: Any = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    tool_calls: Any = None
+
+
+class _Choice(msgspec.Struct):
+    message: _Message | None = None
+    finish_reason: str | None = None
+
+
+class _Answer(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    usage: dict[str, Any] | None = None
+    model: str | None = None
+    error: Any = None
+
+
+_answer = msgspec.json.Decoder(_Answer)
+
+
+class OpenAIAdapter:
+    """Relays OpenAI's chat dialect.
+
+    Args:
+        clock: for ``Retry-After`` dates.
+        limit_name: the member that caps the output when the client gave none; OpenAI's reasoning
+            models refuse ``max_tokens``, many compatible servers know nothing else.
+    """
+
+    dialect = "openai"
+
+    def __init__(self, clock: Clock, *, limit_name: str = "max_completion_tokens") -> None:
+        self._clock = clock
+        self._limit_name = limit_name
+
+    def request(
+        self, chat: ChatRequest, target: Target, *, max_tokens: int | None
+    ) -> UpstreamRequest:
+        """The client's body with model, output cap and the wish for usage set."""
+        changes: dict[str, msgspec.Raw | None] = {}
+        if chat.model != target.model.name_upstream:
+            changes["model"] = msgspec.Raw(msgspec.json.encode(target.model.name_upstream))
+        if max_tokens is not None:
+            self._cap(chat, max_tokens, changes)
+        if chat.stream and not chat.include_usage:
+            changes["stream_options"] = _with_usage(chat)
+        return UpstreamRequest(
+            method=b"POST",
+            target=base_path(target.provider) + b"/v1/chat/completions",
+            headers=_headers(target, stream=chat.stream),
+            body=chat.spliced(changes),
+        )
+
+    def notes(self, chat: ChatRequest, target: Target) -> list[tuple[bytes, bytes]]:
+        """Nothing is ever left out in the provider's own dialect."""
+        del chat, target
+        return []
+
+    def reply(
+        self, chat: ChatRequest, target: Target, body: bytes, headers: Mapping[bytes, bytes]
+    ) -> Reply:
+        """The answer as it came, its usage and finish reason read."""
+        del chat, target, headers
+        answer = _read_answer(body)
+        if answer.error is not None:
+            raise classify_event(body)
+        if not answer.choices:
+            raise garbage("answered without `choices`")
+        first = answer.choices[0]
+        return Reply(
+            body=body,
+            usage=read_usage(answer.usage) if answer.usage else None,
+            finish_reason=first.finish_reason,
+            model=answer.model or "",
+            content_bytes=0 if answer.usage else _content_bytes(answer.choices),
+        )
+
+    def relay(self, chat: ChatRequest, target: Target) -> OpenAIRelay:
+        """A relay that keeps the usage chunk to ourselves when the client did not ask for it."""
+        del target
+        return OpenAIRelay(show_usage=chat.include_usage)
+
+    def failure(self, status: int, headers: Mapping[bytes, bytes], body: bytes) -> ProviderError:
+        """Classify an error answer."""
+        return classify(status, headers, body, now_ms=self._clock.now_ms())
+
+    def _cap(self, chat: ChatRequest, cap: int, changes: dict[str, msgspec.Raw | None]) -> None:
+        limit = msgspec.Raw(b"%d" % cap)
+        named = [name for name in ("max_completion_tokens", "max_tokens") if chat.has(name)]
+        for name in named:
+            # Both may be there with different values; each alone must hold.
+            if msgspec.json.decode(chat.members[name], type=int) > cap:
+                changes[name] = limit
+        if not named:
+            changes[self._limit_name] = limit
+
+
+def _read_answer(body: bytes) -> _Answer:
+    try:
+        return _answer.decode(body)
+    except msgspec.ValidationError as error:
+        raise garbage(f"answered with a body that is no chat completion ({error})") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise garbage("answered with a body that is not JSON") from None
+
+
+def _with_usage(chat: ChatRequest) -> msgspec.Raw:
+    if not chat.has("stream_options"):
+        return _ASK_USAGE
+    options = _options.decode(chat.members["stream_options"])
+    return msgspec.Raw(msgspec.json.encode(options | {"include_usage": _true}))
+
+
+def _headers(target: Target, *, stream: bool) -> list[tuple[bytes, bytes]]:
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"accept", b"text/event-stream" if stream else b"application/json"),
+        (b"user-agent", USER_AGENT),
+    ]
+    if target.credential is not None:
+        headers.append((b"authorization", b"Bearer " + target.credential))
+    return headers
+
+
+def _content_bytes(choices: list[_Choice]) -> int:
+    size = 0
+    for choice in choices:
+        if (said := choice.message) is None:
+            continue
+        for part in (said.content, said.refusal, said.reasoning_content or said.reasoning):
+            size += _size(part)
+        size += _size(said.tool_calls)
+    return size
+
+
+def _size(value: Any) -> int:
+    if value is None:
+        return 0
+    return len(value.encode()) if isinstance(value, str) else len(msgspec.json.encode(value))

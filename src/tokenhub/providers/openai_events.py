@@ -1,0 +1,158 @@
+"""What one event of an OpenAI stream says: the members the gateway reads, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+
+from tokenhub.core.chat import Usage
+
+
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _ToolCall(msgspec.Struct):
+    function: _Function | None = None
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
+    tool_calls: list[_ToolCall] | None = None
+    function_call: _Function | None = None
+    audio: Any = None
+
+
+class Choice(msgspec.Struct):
+    """One choice of a chunk; ``text`` stands for a delta of an unforeseen shape."""
+
+    index: int = 0
+    delta: _Delta | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+
+
+class Event(msgspec.Struct):
+    """A chunk, or an error in its place."""
+
+    choices: list[Choice] | None = None
+    usage: dict[str, Any] | None = None
+    error: Any = None
+    kind: Any = msgspec.field(default=None, name="object")
+
+    @property
+    def failed(self) -> bool:
+        """Whether the event is an error in one of its two customary shapes."""
+        return bool(self.error) or (self.kind == "error" and self.choices is None)
+
+
+_event = msgspec.json.Decoder(Event)
+decode_lines = _event.decode_lines
+
+
+def read_usage(raw: dict[str, Any]) -> Usage:
+    """Tokens by kind of an OpenAI usage object; what is missing or senseless counts as 0."""
+    prompt_details = _object(raw.get("prompt_tokens_details"))
+    completion_details = _object(raw.get("completion_tokens_details"))
+    prompt, completion = _count(raw.get("prompt_tokens")), _count(raw.get("completion_tokens"))
+    reasoning = _count(completion_details.get("reasoning_tokens"))
+    # Some providers report reasoning beside the completion; their total gives them away.
+    if reasoning and _count(raw.get("total_tokens")) == prompt + completion + reasoning:
+        completion += reasoning
+    cached = _count(prompt_details.get("cached_tokens", raw.get("prompt_cache_hit_tokens")))
+    cached = min(cached, prompt)
+    return Usage(
+        prompt=prompt,
+        completion=completion,
+        cached_read=cached,
+        cached_write=min(_count(prompt_details.get("cache_write_tokens")), prompt - cached),
+        reasoning=min(reasoning, completion),
+        audio_in=_count(prompt_details.get("audio_tokens")),
+        audio_out=_count(completion_details.get("audio_tokens")),
+    )
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return 0
+    return int(value) if 0 < value < 1e15 else 0
+
+
+def said(choice: Choice) -> int:
+    """UTF-8 bytes of everything generated in this choice of an event."""
+    delta = choice.delta
+    if delta is None:
+        return _length(choice.text)
+    size = _length(delta.content) if delta.content else 0
+    if delta.reasoning_content or delta.reasoning:
+        size += _length(delta.reasoning_content or delta.reasoning)
+    if delta.refusal:
+        size += _length(delta.refusal)
+    if delta.audio is not None:
+        size += len(msgspec.json.encode(delta.audio))
+    calls = [call.function for call in delta.tool_calls] if delta.tool_calls else []
+    for function in (*calls, delta.function_call):
+        if function is not None:
+            size += _length(function.name) + _length(function.arguments)
+    return size
+
+
+def _length(text: str | None) -> int:
+    if not text:
+        return 0
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
+def read_event(payload: bytes) -> Event | None:
+    """The event, its odd members left out; None when it is no JSON object."""
+    try:
+        payload.decode()
+        return _event.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    try:
+        value = json.loads(payload, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    usage = value.get("usage")
+    return Event(
+        choices=_choices(value.get("choices")),
+        usage=usage if isinstance(usage, dict) else None,
+        error=value.get("error"),
+        kind=value.get("object"),
+    )
+
+
+def _choices(value: Any) -> list[Choice] | None:
+    if not isinstance(value, list):
+        return None
+    return [_choice(item) for item in value]
+
+
+def _choice(item: Any) -> Choice:
+    item = _object(item)
+    index, reason = item.get("index"), item.get("finish_reason")
+    delta = _object(item.get("delta"))
+    # Its JSON is at least as long as what was said, so this never counts too little.
+    said = json.dumps(delta, ensure_ascii=False) if delta else None
+    return Choice(
+        index=index if isinstance(index, int) else 0,
+        text=said,
+        finish_reason=reason if isinstance(reason, str) else None,
+    )
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(constant)
