@@ -8,9 +8,9 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DELETE_ON_ERROR:
 
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' src/tokenhub/__init__.py)
-PYTHON := .venv/bin/python
+PY := .venv/bin/python
 UV := .venv/bin/uv
-UV_INSTALL := $(UV) pip install --quiet --python $(PYTHON)
+UV_INSTALL := $(UV) pip install --quiet --python $(PY)
 COMPOSE := docker compose
 
 INSTALL_DIR ?= $(HOME)/.local/bin
@@ -40,14 +40,14 @@ help:  ## list the targets
 	  /^[a-z_-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 run: .venv/.run  ## start the server here, on http://localhost:8080
-	@exec $(PYTHON) -m tokenhub
+	@exec $(PY) -m tokenhub
 
 install: build/wheel/.built  ## put tokenhub, tokenhubctl, man pages and completions under ~/.local
-	@$(PYTHON) tools/install.py install --uv $(UV) --wheel build/wheel --lock requirements/runtime.txt \
+	@$(PY) tools/install.py install --uv $(UV) --wheel build/wheel --lock requirements/runtime.txt \
 	  --bin-dir "$(INSTALL_DIR)" --man-dir "$(MAN_DIR)" --share-dir "$(SHARE_DIR)"
 
 uninstall: .venv/.run  ## remove what install put there; data in ~/.tokenhub stays
-	@$(PYTHON) tools/install.py uninstall \
+	@$(PY) tools/install.py uninstall \
 	  --bin-dir "$(INSTALL_DIR)" --man-dir "$(MAN_DIR)" --share-dir "$(SHARE_DIR)"
 
 build:  ## bin/tokenhub and bin/tokenhubctl as single files, in a container when Docker answers
@@ -61,7 +61,7 @@ _build-container:
 	@docker build --target bundle --build-arg BUILD_PYTHONS="$(BUILD_PYTHONS)" --output type=local,dest=bin .
 
 _build-native: build/wheel/.built
-	@$(PYTHON) tools/bundle.py --uv $(UV) --wheel build/wheel --lock requirements/runtime.txt \
+	@$(PY) tools/bundle.py --uv $(UV) --wheel build/wheel --lock requirements/runtime.txt \
 	  --pythons "$(BUILD_PYTHONS)" --out bin
 
 
@@ -100,18 +100,21 @@ _write-env:  ## sync the token from the container to ~/.tokenhub/env
 ##@ Develop
 
 test: .venv/.dev  ## run the whole suite that needs no external server
-	@$(PYTHON) -m pytest -n 2 -m "not real" $(TESTS)
+	@$(PY) -m pytest -n 2 -m "not real" $(TESTS)
 
 check: .venv/.dev  ## formatting, lint, types, and the layers between the rooms
-	@$(PYTHON) -m ruff format --check .
-	@$(PYTHON) -m ruff check .
-	@$(PYTHON) -m mypy
-	@$(PYTHON) -m mypy bench tools
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy
+	@$(PY) -m mypy bench tools
 	@.venv/bin/lint-imports
 
 fix: .venv/.dev  ## format, and mend what ruff can mend
-	@$(PYTHON) -m ruff check --fix --exit-zero --quiet .
-	@$(PYTHON) -m ruff format .
+	@$(PY) -m ruff check --fix --exit-zero --quiet .
+	@$(PY) -m ruff format .
+
+bench: .venv/.run  ## measure against nginx as a plain proxy; BENCH="json stream" runs some rows
+	@$(PY) bench/run.py $(BENCH)
 
 lock: .venv/.run  ## write requirements/*.txt anew from *.in; UPGRADE=1 takes the newest versions
 	@set -e; for name in bootstrap runtime dev build bench; do \
@@ -127,7 +130,7 @@ clean:  ## remove what was built, and the tools' caches; .venv stays
 	@find src tests bench tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help run install uninstall build _build-container _build-native start stop restart status \
-  logs package _write-env test check fix lock clean FORCE
+  logs package _write-env test check fix bench lock clean FORCE
 
 
 # A clone that was moved gets a new environment: programs in .venv carry its absolute path.
@@ -138,7 +141,7 @@ endif
 .venv/.bootstrap: requirements/bootstrap.txt
 	@umask 022; python="$$(sh tools/find-python)" && \
 	  echo "making .venv with $$python" && "$$python" -m venv --clear .venv
-	@umask 022; $(PYTHON) -m pip install --quiet --require-hashes --requirement requirements/bootstrap.txt
+	@umask 022; $(PY) -m pip install --quiet --require-hashes --requirement requirements/bootstrap.txt
 	@umask 022; printf '%s\n' "$(CURDIR)" >.venv/.root && touch $@
 
 # The editable install is what puts tokenhub and tokenhubctl into .venv/bin.
@@ -151,4 +154,4 @@ endif
 	@umask 022; $(UV_INSTALL) --require-hashes --requirement requirements/dev.txt && touch $@
 
 build/wheel/.built: .venv/.run pyproject.toml README.md $(shell find src -type f -not -name '*.pyc')
-	@umask 022; rm -rf build/wheel && $(PYTHON) -m hatchling build --target wheel build/wheel >/dev/null && touch $@
+	@umask 022; rm -rf build/wheel && $(PY) -m hatchling build --target wheel build/wheel >/dev/null && touch $@
