@@ -23,18 +23,36 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     origin: str = ""
 
 
-class Prices(msgspec.Struct, frozen=True, kw_only=True):
+class Prices(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a model's tokens cost, in **femto-dollars (1e-15 $) per token**, integers.
 
-    $0.075 per million tokens is 75_000_000 here, so no list price needs a float. None = this
-    kind has no price of its own (cached kinds then cost as ``input``); ``input`` None = unknown.
-    ``source`` is manual, catalogue or unknown; ``version`` is the catalogue's date.
+    $0.075 per million tokens is 75_000_000 here, so no list price needs a float. ``input`` None =
+    the model has no known price. Any other kind that is None costs as the kind it is part of:
+    the cached, audio and image kinds of the prompt as ``input`` (``cached_write_1h`` as
+    ``cached_write``), those of the answer as ``output``, ``output`` itself as ``input``.
+
+    Attributes:
+        request: femto-dollars for each request, on top of its tokens.
+        tiers: (prompt tokens, prices) in rising order: from one token more than that on, *all*
+            tokens of the request cost so, whatever was said above.
+        variants: (service tier, prices) for answers whose usage names one: batch, flex, ...
+        source: manual, catalogue or unknown.
+        version: the catalogue's date.
     """
 
     input: int | None = None
     output: int | None = None
     cached_read: int | None = None
     cached_write: int | None = None
+    cached_write_1h: int | None = None
+    reasoning: int | None = None
+    audio_in: int | None = None
+    audio_out: int | None = None
+    image_in: int | None = None
+    image_out: int | None = None
+    request: int = 0
+    tiers: tuple[tuple[int, Prices], ...] = ()
+    variants: tuple[tuple[str, Prices], ...] = ()
     source: str = "unknown"
     version: str = ""
 

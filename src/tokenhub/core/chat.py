@@ -31,7 +31,9 @@ _BRACKET = ord("[")
 class Usage(msgspec.Struct, kw_only=True):
     """Tokens of one answer, by kind.
 
-    ``prompt`` includes ``cached_read`` and ``cached_write``; ``completion`` includes ``reasoning``.
+    ``prompt`` includes ``cached_read``, ``cached_write`` (which includes ``cached_write_1h``),
+    ``audio_in`` and ``image_in``; ``completion`` includes ``reasoning``, ``audio_out`` and
+    ``image_out``. ``tier`` is the service tier the answer names, "" for the standard one.
     ``source`` says who counted: "provider", or "counted" (by us, from relayed bytes).
     """
 
@@ -42,6 +44,10 @@ class Usage(msgspec.Struct, kw_only=True):
     reasoning: int = 0
     audio_in: int = 0
     audio_out: int = 0
+    cached_write_1h: int = 0
+    image_in: int = 0
+    image_out: int = 0
+    tier: str = ""
     source: str = "provider"
 
     @property

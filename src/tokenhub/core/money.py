@@ -1,0 +1,203 @@
+"""Money as integers: amounts in nano-dollars (1e-9 $), prices in femto-dollars (1e-15 $) per token.
+
+An amount is rounded once: the femto-dollars of all tokens of an attempt are added exactly, then
+rounded to the nearest nano-dollar, halves up. Rounding is monotone, so what is bounded before it
+is bounded after it.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal, InvalidOperation
+from typing import TYPE_CHECKING
+
+from tokenhub.core.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from tokenhub.core.catalog import Prices
+    from tokenhub.core.chat import Usage
+
+NANO = 1_000_000_000
+"""Nano-dollars in a dollar."""
+
+FEMTO_PER_NANO = 1_000_000
+
+MAX_AMOUNT = 10**17
+"""The highest amount anyone may set: $100 million."""
+
+MAX_COST = 10**14
+"""The highest cost of one attempt, $100,000; a provider that reports more is cut off here.
+
+Without it one absurd usage report could overflow the 64-bit sums of the books.
+"""
+
+MAX_PRICE = 10**15
+"""The highest price per token, $1."""
+
+_MAX_TOKENS = 10**12
+_HALF = FEMTO_PER_NANO // 2
+
+Number = Decimal | int | float | str
+"""How numbers arrive: decimal text, or what a JSON decoder made of it."""
+
+
+def parse_usd(value: Number, name: str) -> int:
+    """A dollar amount as nano-dollars, exact.
+
+    Raises:
+        InvalidRequest: not a number, negative, over $100 million, or finer than a nano-dollar;
+            names ``name``.
+    """
+    return _scaled(value, name, exponent=9, most=MAX_AMOUNT, unit="nano-dollar")
+
+
+def parse_signed_usd(value: Number, name: str) -> int:
+    """The same for an amount that may be negative."""
+    number = _decimal(value, name)
+    amount = parse_usd(-number if number < 0 else number, name)
+    return -amount if number < 0 else amount
+
+
+def parse_per_1k(value: Number, name: str) -> int:
+    """Dollars per 1000 tokens as femto-dollars per token, exact.
+
+    Raises:
+        InvalidRequest: as ``parse_usd``; the highest price is $1000 per 1000 tokens.
+    """
+    return _scaled(value, name, exponent=12, most=MAX_PRICE, unit="femto-dollar per token")
+
+
+def parse_per_million(value: Number, name: str) -> int:
+    """Dollars per million tokens as femto-dollars per token, exact."""
+    return _scaled(value, name, exponent=9, most=MAX_PRICE, unit="femto-dollar per token")
+
+
+def format_usd(nano: int) -> str:
+    """Nano-dollars as plain decimal text with at least two places: "0.0025", "-1.50"."""
+    whole, rest = divmod(abs(nano), NANO)
+    places = f"{rest:09d}".rstrip("0").ljust(2, "0")
+    return f"{'-' if nano < 0 else ''}{whole}.{places}"
+
+
+def usd(nano: int) -> float:
+    """Nano-dollars as the nearest float, for JSON answers only."""
+    return nano / NANO
+
+
+def format_per_million(femto: int) -> str:
+    """Femto-dollars per token as dollars per million tokens: "0.075"."""
+    return format_usd(femto)
+
+
+def format_per_1k(femto: int) -> str:
+    """Femto-dollars per token as dollars per 1000 tokens, shortest plain decimal text."""
+    whole, rest = divmod(femto, 10**12)
+    places = f"{rest:012d}".rstrip("0")
+    return f"{whole}.{places}" if places else str(whole)
+
+
+def cost(usage: Usage, prices: Prices) -> int | None:
+    """What an attempt cost, in nano-dollars; None when the model has no known price.
+
+    Each kind costs its own price or that of the kind it is part of (see ``Prices``). Kinds that
+    overlap beyond their whole (a provider may count a token as cached and as audio) are each
+    charged, and what is left of the whole is never less than nothing.
+    """
+    if usage.tier and prices.variants:
+        prices = variant(prices, usage.tier)
+    if prices.tiers:
+        prices = at_prompt(prices, usage.prompt)
+    if prices.input is None:
+        return None
+    femto = _prompt_femto(usage, prices, prices.input) + _completion_femto(usage, prices)
+    nano = (femto + prices.request + _HALF) // FEMTO_PER_NANO
+    return min(MAX_COST, nano)
+
+
+def at_prompt(prices: Prices, prompt: int) -> Prices:
+    """The prices that hold for a request with so many prompt tokens."""
+    for start, tier in reversed(prices.tiers):
+        if prompt > start:
+            return tier
+    return prices
+
+
+def variant(prices: Prices, tier: str) -> Prices:
+    """The prices of a service tier; the standard ones where it has none of its own."""
+    for name, other in prices.variants:
+        if name == tier:
+            return other
+    return prices
+
+
+def output_price(prices: Prices) -> int:
+    """Femto-dollars per output token, with the fallback to ``input``."""
+    return (prices.input or 0) if prices.output is None else prices.output
+
+
+def _prompt_femto(usage: Usage, prices: Prices, plain: int) -> int:
+    read, write = usage.cached_read, usage.cached_write
+    audio, image = usage.audio_in, usage.image_in
+    if not (read or write or audio or image):
+        return _count(usage.prompt) * plain
+    hour = min(_count(usage.cached_write_1h), _count(write))
+    kinds = (
+        (_count(read), prices.cached_read),
+        (_count(write) - hour, prices.cached_write),
+        (hour, prices.cached_write if prices.cached_write_1h is None else prices.cached_write_1h),
+        (_count(audio), prices.audio_in),
+        (_count(image), prices.image_in),
+    )
+    return _mixed(_count(usage.prompt), plain, kinds)
+
+
+def _completion_femto(usage: Usage, prices: Prices) -> int:
+    plain = output_price(prices)
+    if not (usage.reasoning or usage.audio_out or usage.image_out):
+        return _count(usage.completion) * plain
+    kinds = (
+        (_count(usage.reasoning), prices.reasoning),
+        (_count(usage.audio_out), prices.audio_out),
+        (_count(usage.image_out), prices.image_out),
+    )
+    return _mixed(_count(usage.completion), plain, kinds)
+
+
+def _mixed(whole: int, plain: int, kinds: tuple[tuple[int, int | None], ...]) -> int:
+    femto = 0
+    for tokens, price in kinds:
+        if price is not None:
+            femto += tokens * price
+            whole -= tokens
+    return femto + max(whole, 0) * plain
+
+
+def _count(tokens: int) -> int:
+    # Providers are not trusted to count: below zero or beyond reason is cut.
+    return 0 if tokens < 0 else min(tokens, _MAX_TOKENS)
+
+
+def _scaled(value: Number, name: str, *, exponent: int, most: int, unit: str) -> int:
+    number = _decimal(value, name)
+    if number < 0:
+        raise InvalidRequest(f"`{name}` must not be negative.", param=name)
+    scaled = number.scaleb(exponent)
+    if scaled > most:
+        highest = format(Decimal(most).scaleb(-exponent).normalize(), "f")
+        raise InvalidRequest(f"`{name}` is over the highest value, {highest}.", param=name)
+    whole = int(scaled)
+    if whole != scaled:
+        raise InvalidRequest(f"`{name}` is finer than a {unit}.", param=name)
+    return whole
+
+
+def _decimal(value: Number, name: str) -> Decimal:
+    # repr() of a float is the shortest text that means it: the digits the client wrote.
+    text = repr(value) if isinstance(value, float) else str(value).strip()
+    if not isinstance(value, bool) and len(text) <= 64:
+        try:
+            number = Decimal(text)
+        except InvalidOperation:
+            number = Decimal("NaN")
+        if number.is_finite() and abs(number.adjusted()) <= 64:
+            return number
+    raise InvalidRequest(f"`{name}` must be a plain decimal number.", param=name)
