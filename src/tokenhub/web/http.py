@@ -239,6 +239,8 @@ def parse_head(head: bytes) -> tuple[bytes, bytes, int, dict[bytes, bytes]]:
         headers[name] = value
     method, target, minor = match[1], match[2], 1 if match[3] == b"1" else 0
     _check_host(headers.get(b"host"), minor)
+    if method == b"CONNECT":
+        raise Refused(400, "connect_refused", "This server is not a proxy.")
     if target[0] != 0x2F and (target != b"*" or method != b"OPTIONS"):
         raise Refused(
             400, "invalid_target", "The request target must be a path that starts with '/'."
