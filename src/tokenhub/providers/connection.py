@@ -1,0 +1,474 @@
+"""One HTTP/1.1 connection to an upstream: an ``asyncio.Protocol`` on httptools (llhttp).
+
+It serves one request at a time. What a request needs is in the ``Answer`` it gets, never on the
+connection, so a connection that is free again cannot change an answer already given:
+
+    free ──exchange()──▶ waiter set ──headers (stream)──▶ StreamAnswer ──┐
+      ▲                      │ message complete (whole)                   │ message complete
+      └──── Owner.released ◀─┴────────────────────────────────────────────┘
+    any state ──error, limit, abort()──▶ closed ──▶ Owner.lost
+
+llhttp runs in its strict mode: bare CR or LF, control characters and NUL in headers, folded
+headers, conflicting or repeated Content-Length and malformed chunk sizes or extensions end the
+connection. What llhttp lets pass and we do not is checked in ``on_headers_complete``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+
+from tokenhub.core.errors import FailureClass, TransportError
+from tokenhub.providers.upstream import MAX_STREAM_BODY, MAX_WHOLE_BODY, Answer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tokenhub.providers.upstream import Timeouts
+
+_T = TypeVar("_T")
+
+MAX_HEAD = 64 * 1024
+MAX_HEADERS = 200
+# Bytes kept for a stream that nobody relays yet; then reading stops.
+MAX_EARLY = 256 * 1024
+# An idle connection that the other end had already closed shows it at once. One that breaks
+# later broke while the provider was working, and sending again could be paid for twice.
+STALE_SECONDS = 1.0
+# A chunk of one byte costs six on the wire. Much worse than that is an attack on our memory or
+# processor by way of chunk extensions and the like.
+_MAX_OVERHEAD = 8
+_SLACK = 2 * MAX_HEAD
+# Bodies below this are sent in one write with the head; copying a larger one costs more.
+_JOIN_BELOW = 64 * 1024
+
+
+class StaleConnection(TransportError):
+    """A reused connection was closed by the other end before any byte of the answer."""
+
+
+class Owner(Protocol):
+    """Who keeps a connection between requests."""
+
+    def released(self, connection: Connection) -> None:
+        """The answer has been given away; the connection can serve another request."""
+        ...
+
+    def lost(self, connection: Connection) -> None:
+        """The connection is closed. Called once."""
+        ...
+
+
+class _Stop(Exception):
+    """Raised in a parser callback to make the parser give up."""
+
+
+class Connection(asyncio.Protocol):
+    """See the module's text. All methods are called on the loop's thread."""
+
+    __slots__ = (
+        "_active", "_body", "_closed", "_deadline", "_done", "_extra", "_fault", "_head_done",
+        "_headers", "_idle", "_keep_alive", "_loop", "_owner", "_parser", "_parts", "_reading",
+        "_repeated", "_size", "_started", "_status", "_stream", "_streaming", "_total",
+        "_transport", "_waiter", "_wire", "idle_until", "uses",
+    )  # fmt: skip
+
+    _transport: asyncio.Transport
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, owner: Owner) -> None:
+        self._loop = loop
+        self._owner = owner
+        self._parser: HttpResponseParser | None = HttpResponseParser(self)
+        self._closed = False
+        self._reading = True
+        self._waiter: asyncio.Future[Answer] | None = None
+        self._stream: StreamAnswer | None = None
+        self._done = False
+        self._parts: list[bytes] = []
+        self.uses = 0  # requests begun on it
+        self.idle_until = math.inf  # loop time at which its owner gives it up
+
+    def usable(self) -> bool:
+        """Whether a request can be sent on it now, as far as this end can know."""
+        return not self._closed and not self._transport.is_closing()
+
+    def addresses(self) -> tuple[str, str]:
+        """Our own address and the other end's, without ports."""
+        info = self._transport.get_extra_info
+        return (info("sockname") or ("",))[0], (info("peername") or ("",))[0]
+
+    def exchange(
+        self, head: bytes, body: bytes, timeouts: Timeouts, *, stream: bool
+    ) -> asyncio.Future[Answer]:
+        """Send a request; the future gets the answer. The connection must be free and usable."""
+        now = self._loop.time()
+        self._started = now
+        self._deadline = now + timeouts.first_byte
+        self._idle = timeouts.idle
+        self._total = math.inf if timeouts.total is None else now + timeouts.total
+        self._streaming = stream
+        self._active = self._head_done = self._done = self._extra = False
+        self._keep_alive = False
+        self._fault = ""
+        self._body: bytearray | None = None
+        self._headers: dict[bytes, bytes] = {}
+        self._size = self._wire = self._repeated = 0
+        self.uses += 1
+        self._waiter = waiter = self._loop.create_future()
+        if len(body) < _JOIN_BELOW:
+            self._transport.write(head + body)
+        else:
+            self._transport.write(head)
+            self._transport.write(body)
+        return waiter
+
+    def withdraw(self, waiter: asyncio.Future[Answer]) -> None:
+        """The task that awaited ``waiter`` was cancelled: close, unless that exchange is over."""
+        if waiter is self._waiter:
+            self.close()
+        elif waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+            # Answered in the same turn of the loop: a whole answer has nothing left to abort, and
+            # the connection may serve somebody else by now.
+            waiter.result().abort()
+
+    def check(self, now: float) -> None:
+        """Enforce the limits; called by the owner's sweep."""
+        if self._waiter is None and self._stream is None:
+            if now >= self.idle_until:
+                self.close()
+        elif now >= self._total:
+            self._expire("the answer took longer than the limit for the whole request")
+        elif self._stream is not None and self._stream.paused:
+            self._deadline = now + self._idle
+        elif self._active:
+            # Set by whatever read brought, cleared here: no look at the clock for each read.
+            self._active = False
+            self._deadline = now + self._idle
+        elif now >= self._deadline:
+            what = "fell silent in mid-answer" if self._size else "sent no first byte in time"
+            self._expire(f"the provider {what}")
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Close at once; an exchange under way fails with ``error``."""
+        waiter, stream = self._waiter, self._stream
+        self._waiter = self._stream = None
+        if not self._closed:
+            self._closed = True
+            self._transport.abort()
+            self._owner.lost(self)
+        if error is None and (waiter or stream):
+            error = TransportError(FailureClass.RESET, "this side closed the connection", sent=True)
+        if waiter is not None and not waiter.done():
+            assert error is not None
+            waiter.set_exception(error)
+        if stream is not None:
+            assert error is not None
+            stream.fail(error)
+
+    def touch(self) -> None:
+        """Begin the idle limit anew: reading was resumed."""
+        self._active = True
+
+    def set_reading(self, reading: bool) -> None:  # noqa: FBT001 - a switch
+        """Read from the socket, or leave the bytes in the kernel so that the sender must wait."""
+        if reading is self._reading or self._closed:
+            return
+        self._reading = reading
+        if reading:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport; also called by hand behind a proxy's tunnel."""
+        self._transport = transport  # type: ignore[assignment]  # TLS transports are no Transport
+
+    def data_received(self, data: bytes) -> None:
+        """Parse one read, then hand on what it brought: headers, body, end or error."""
+        waiter = self._waiter
+        if waiter.done() if waiter is not None else self._stream is None:
+            # Nobody waits. Bytes without a question: not to be trusted with another one. Bytes
+            # for a task that was cancelled a moment ago: it will not take them any more.
+            self.close()
+            return
+        assert self._parser is not None
+        self._wire += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (HttpParserError, HttpParserUpgrade) as error:
+            if self._done:
+                self._extra = True
+            else:
+                self._fault = self._fault or f"the answer is not HTTP/1.1: {error}"
+        if not self._head_done:
+            if not self._fault and self._wire > MAX_HEAD:
+                self._fault = f"the answer's headers are larger than {MAX_HEAD} bytes"
+            if self._fault:
+                self._refuse()
+            return
+        self._hand_on(self._take_parts())
+
+    def eof_received(self) -> None:
+        """The other end will send no more."""
+        self._ended(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone, by either end or the network."""
+        self._ended(exc)
+        # The parser holds our bound methods: without this only the cycle collector would free us.
+        self._parser = None
+
+    # httptools' callbacks, inside feed_data
+
+    def on_message_begin(self) -> None:
+        """A status line begins: the answer's, or an interim answer's before it."""
+        if self._done:
+            raise _Stop  # a second answer to one request
+        self._headers = {}
+        self._repeated = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header, or one trailer, which is dropped."""
+        if self._head_done:
+            return
+        headers = self._headers
+        name = name.lower()
+        if name in headers:
+            self._repeated += 1
+            value = headers[name] + b", " + value
+        headers[name] = value
+        if len(headers) + self._repeated > MAX_HEADERS:
+            self._stop(f"the answer has more than {MAX_HEADERS} headers")
+
+    def on_headers_complete(self) -> None:
+        """Check what the parser does not."""
+        assert self._parser is not None
+        self._status = status = self._parser.get_status_code()
+        if status < 200:
+            if status == 101:
+                self._stop("the answer switches protocols")
+            return
+        headers = self._headers
+        if status > 599:
+            self._stop(f"the answer has the status {status}")
+        if headers.get(b"content-encoding", b"identity").lower() not in {b"identity", b""}:
+            self._stop("the answer is compressed, which was not asked for")
+        if headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
+            self._stop("the answer has an unknown transfer encoding")
+        # The read may hold body bytes too, so it alone does not say how large the head was.
+        if self._wire > MAX_HEAD and _size(headers) > MAX_HEAD:
+            self._stop(f"the answer's headers are larger than {MAX_HEAD} bytes")
+        self._head_done = True
+
+    def on_body(self, data: bytes) -> None:
+        """A piece of the body, chunk framing removed."""
+        self._parts.append(data)
+
+    def on_message_complete(self) -> None:
+        """The end of the answer, or of an interim one."""
+        if self._head_done:
+            assert self._parser is not None
+            self._done = True
+            # Only in here: once feed_data has returned, the parser has begun the next message
+            # and says False.
+            self._keep_alive = self._parser.should_keep_alive()
+
+    def _stop(self, fault: str) -> None:
+        self._fault = fault
+        raise _Stop
+
+    def _take_parts(self) -> bytes:
+        parts = self._parts
+        if not parts:
+            data = b""
+        else:
+            data = parts[0] if len(parts) == 1 else b"".join(parts)
+            parts.clear()
+            self._size += len(data)
+            self._active = True
+        if self._size > (MAX_STREAM_BODY if self._streaming else MAX_WHOLE_BODY):
+            self._fault = self._fault or "the answer's body is too large"
+            return b""
+        if self._wire > _MAX_OVERHEAD * self._size + _SLACK:
+            self._fault = self._fault or "the answer is mostly chunk framing"
+        return data
+
+    def _hand_on(self, data: bytes) -> None:
+        """Give away the body bytes of one read, then the end or the fault."""
+        if self._stream is None and (not self._streaming or (self._done and not self._fault)):
+            if self._fault:
+                self._refuse()
+            elif self._done:
+                self._answer(data if self._body is None else bytes(self._body + data))
+            elif data:
+                self._keep(data)
+            return
+        if (stream := self._stream) is None:
+            assert self._waiter is not None
+            self._stream = stream = StreamAnswer(self, self._status, self._headers)
+            _resolve(self._waiter, stream)
+            self._waiter = None
+        if data:
+            stream.push(data)
+            if self._stream is not stream:  # the sink failed or aborted
+                return
+        if self._fault:
+            self._refuse()
+        elif self._done:
+            self._stream = None
+            stream.end()
+            self._free()
+
+    def _keep(self, data: bytes) -> None:
+        if self._body is None:
+            self._body = bytearray(data)
+        else:
+            self._body += data
+
+    def _answer(self, body: bytes) -> None:
+        """Give away a whole answer. In this order: given away first, then free for the next."""
+        waiter, self._waiter = self._waiter, None
+        assert waiter is not None
+        _resolve(waiter, Answer(self._status, self._headers, body))
+        self._free()
+
+    def _free(self) -> None:
+        self.set_reading(True)
+        # A provider that answers before it has read the request leaves bytes in our buffer.
+        sound = self._keep_alive and not self._extra and not self._transport.is_closing()
+        if sound and not self._transport.get_write_buffer_size():
+            self._owner.released(self)
+        else:
+            self.close()
+
+    def _refuse(self) -> None:
+        self.close(TransportError(FailureClass.GARBAGE, self._fault, sent=True))
+
+    def _expire(self, message: str) -> None:
+        self.close(TransportError(FailureClass.TIMEOUT, message, sent=True))
+
+    def _ended(self, exc: Exception | None) -> None:
+        """The other end is gone: the end of an answer without a length, else a broken one."""
+        if self._waiter is None and self._stream is None:
+            self.close()
+            return
+        headers = self._headers
+        sized = b"content-length" in headers or b"transfer-encoding" in headers
+        if self._head_done and not sized and exc is None:
+            self._done = True
+            self._hand_on(b"")
+        elif self._wire:
+            message = "the connection broke in mid-answer"
+            self.close(TransportError(FailureClass.RESET, message, sent=True))
+        else:
+            late = self._loop.time() - self._started > STALE_SECONDS
+            kind = StaleConnection if self.uses > 1 and not late else TransportError
+            message = "the connection was closed without an answer"
+            self.close(kind(FailureClass.RESET, message, sent=True))
+
+
+class StreamAnswer(Answer):
+    """An answer whose body is still arriving. One ``relay`` or ``read`` takes it."""
+
+    __slots__ = ("_connection", "_early", "_ended", "_error", "_loop", "_sink", "_waiter", "paused")
+
+    def __init__(self, connection: Connection, status: int, headers: dict[bytes, bytes]) -> None:
+        super().__init__(status, headers, None)
+        self._loop = connection._loop  # noqa: SLF001 - two halves of one thing
+        self._connection: Connection | None = connection  # None = nothing more will come
+        self._early = bytearray()
+        self._sink: Callable[[bytes], None] | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._error: BaseException | None = None
+        self.paused = False  # by the caller
+
+    async def read(self) -> bytes:
+        """The whole body."""
+        body = bytearray()
+
+        def keep(data: bytes) -> None:
+            if len(body) + len(data) > MAX_WHOLE_BODY:
+                message = "the answer's body is too large"
+                raise TransportError(FailureClass.GARBAGE, message, sent=True)
+            body.extend(data)
+
+        await self.relay(keep)
+        return bytes(body)
+
+    async def relay(self, sink: Callable[[bytes], None]) -> None:
+        """Call ``sink`` with all that each read brought; return at a clean end."""
+        assert self._sink is None, "a stream is relayed once"
+        self._sink = sink
+        try:
+            if self._early:
+                early, self._early = bytes(self._early), bytearray()
+                sink(early)
+            if self._connection is not None:
+                self._connection.touch()
+                self._connection.set_reading(not self.paused)
+                self._waiter = self._loop.create_future()
+                await self._waiter
+            elif self._error is not None:
+                raise self._error
+        finally:
+            # Cancelled, or the sink failed: without effect after a clean end.
+            self.abort()
+
+    def pause(self) -> None:
+        """Stop reading."""
+        self.paused = True
+        if self._connection is not None:
+            self._connection.set_reading(False)
+
+    def resume(self) -> None:
+        """Read on."""
+        self.paused = False
+        if self._connection is not None:
+            self._connection.touch()
+            self._connection.set_reading(True)
+
+    def abort(self) -> None:
+        """Close the connection if the answer is still under way."""
+        if self._connection is not None:
+            self._connection.close()
+
+    def push(self, data: bytes) -> None:
+        """For the connection: the body bytes of one read."""
+        if self._waiter is None:
+            self._early += data
+            if len(self._early) > MAX_EARLY and self._connection is not None:
+                self._connection.set_reading(False)
+            return
+        assert self._sink is not None
+        try:
+            self._sink(data)
+        except Exception as error:  # noqa: BLE001 - it belongs to whoever awaits relay()
+            if self._connection is not None:
+                self._connection.close(error)
+
+    def end(self) -> None:
+        """For the connection: the body is complete."""
+        self._connection = None
+        if self._waiter is not None:
+            _resolve(self._waiter, None)
+
+    def fail(self, error: BaseException) -> None:
+        """For the connection: the body breaks off here."""
+        self._connection = None
+        self._error = error
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(error)
+
+
+def _resolve(waiter: asyncio.Future[_T], value: _T) -> None:
+    if not waiter.done():  # its task may have been cancelled a moment ago
+        waiter.set_result(value)
+
+
+def _size(headers: dict[bytes, bytes]) -> int:
+    return sum(len(name) + len(value) + 4 for name, value in headers.items())

@@ -1,0 +1,145 @@
+"""The port to an upstream: one request in, one answer out, whole or as a stream.
+
+Implemented by ``transport.HttpTransport`` and by the built-in demo provider.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tokenhub.providers.egress import Origin
+
+MAX_WHOLE_BODY = 64 * 1024 * 1024
+MAX_STREAM_BODY = 100 * 1024 * 1024
+
+
+class Timeouts(msgspec.Struct, frozen=True):
+    """Limits of one request, in seconds. Enforced to within the transport's sweep (0.25 s).
+
+    ``connect`` covers waiting for a free connection, name resolution, TCP, proxy and TLS.
+    ``first_byte`` runs from the request's departure to the first byte of the answer's *body*, for
+    whole answers and streams alike; headers alone do not stop it. A provider that thinks before
+    it answers whole needs a larger one. ``idle`` is the longest silence inside the body, not
+    counted while the caller has paused it. ``total`` bounds everything from departure to end.
+    """
+
+    connect: float = 3.0
+    first_byte: float = 10.0
+    idle: float = 30.0
+    total: float | None = None
+
+
+class UpstreamRequest:
+    """One request as its adapter wants it sent.
+
+    Args:
+        method: b"GET", b"POST", ...; not HEAD or CONNECT.
+        target: path and query, with the provider's base path, already percent-encoded.
+        headers: without Host, Content-Length, Transfer-Encoding, Accept-Encoding and Connection,
+            which are the transport's.
+        body: all of it.
+    """
+
+    __slots__ = ("body", "headers", "method", "target")
+
+    def __init__(
+        self,
+        method: bytes,
+        target: bytes,
+        headers: list[tuple[bytes, bytes]],
+        body: bytes = b"",
+    ) -> None:
+        self.method = method
+        self.target = target
+        self.headers = headers
+        self.body = body
+
+    def __repr__(self) -> str:
+        # Headers carry credentials, targets may carry names: neither belongs into a log.
+        return f"UpstreamRequest({self.method!r}, {len(self.body)} bytes)"
+
+
+class Answer:
+    """An answer that is there as a whole; a stream under way is a subclass.
+
+    Attributes:
+        status: 200 to 599. Redirects are answers like any other.
+        headers: names in lower case; repeated ones joined by ", ".
+        body: all of it, or None while it is still arriving.
+    """
+
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(self, status: int, headers: dict[bytes, bytes], body: bytes | None) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    def __repr__(self) -> str:
+        size = "under way" if self.body is None else f"{len(self.body)} bytes"
+        return f"{type(self).__name__}({self.status}, {size})"
+
+    async def read(self) -> bytes:
+        """The whole body.
+
+        Raises:
+            TransportError: it broke off, fell silent, or is larger than 64 MiB.
+        """
+        assert self.body is not None
+        return self.body
+
+    async def relay(self, sink: Callable[[bytes], None]) -> None:
+        """Call ``sink`` with all that each read brought, joined; return at a clean end.
+
+        What arrived before this call comes first. An exception out of ``sink`` ends the stream
+        and is raised here. Cancelling this call closes the connection.
+
+        Raises:
+            TransportError: it broke off, fell silent, or is larger than 100 MiB. All bytes that
+                arrived before were given to ``sink``.
+        """
+        assert self.body is not None
+        if self.body:
+            sink(self.body)
+
+    def pause(self) -> None:
+        """Stop reading: whoever takes the bytes cannot keep up. At most one read still comes."""
+
+    def resume(self) -> None:
+        """Read on."""
+
+    def abort(self) -> None:
+        """Close the connection if the answer is still under way; a waiting call fails."""
+
+
+class Upstream(Protocol):
+    """Something that answers requests."""
+
+    async def send(
+        self,
+        origin: Origin | None,
+        request: UpstreamRequest,
+        timeouts: Timeouts,
+        *,
+        stream: bool,
+    ) -> Answer:
+        """Send a request.
+
+        With ``stream=False`` the answer comes back with its whole body; with ``stream=True`` as
+        soon as its headers are there. Cancelling the waiting task closes the connection at once.
+
+        Args:
+            origin: where to; None where the upstream is inside this process.
+            request: what to send.
+            timeouts: the limits of this request.
+            stream: do not wait for the body.
+
+        Raises:
+            TransportError: no answer; ``sent`` says whether the provider may have seen the request.
+        """
+        ...
