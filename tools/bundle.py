@@ -22,7 +22,7 @@ from pathlib import Path
 
 SHEBANG = b"#!/usr/bin/env python3\n"
 # The locked packages that the command line imports.
-COMMAND_LINE_PACKAGES = ("click",)
+COMMAND_LINE_PACKAGES = ("click", "jmespath", "pyyaml")
 # Of no use to a running program, or different on each machine.
 LEFT_OUT = {"RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "uv_cache.json", "WHEEL"}
 
@@ -119,7 +119,10 @@ def write_program(path: Path, files: Files, *, compress: bool = True) -> None:
 
 
 def build_command_line(uv: Path, wheel: Path, lock: Path, out: Path) -> None:
-    """Write tokenhubctl: Click, its own code, and a first line that starts it."""
+    """Write tokenhubctl: its own code, what that imports, and a main that starts it.
+
+    PyYAML's compiled half is left out: its pure half does the same, and needs no unpacking.
+    """
     with tempfile.TemporaryDirectory() as folder:
         pins = Path(folder, "pins.txt")
         pins.write_text(locked(lock, COMMAND_LINE_PACKAGES), encoding="utf-8")
@@ -141,8 +144,7 @@ def build_server(uv: Path, wheel: Path, lock: Path, pythons: list[str], out: Pat
     shared = {
         name: body for name, body in first.items() if all(x.get(name) == body for x in others)
     }
-    code = {name: body for name, body in own(uv, wheel).items() if name.startswith("tokenhub/")}
-    parts = {"any.zip": archive(shared | code)}
+    parts = {"any.zip": archive(shared | own(uv, wheel, "tokenhub"))}
     for python, files in per_version.items():
         rest = {name: body for name, body in files.items() if name not in shared}
         parts[python.replace(".", "") + ".zip"] = archive(rest)
@@ -160,9 +162,10 @@ def build_server(uv: Path, wheel: Path, lock: Path, pythons: list[str], out: Pat
     write_program(out / "tokenhub", parts, compress=False)
 
 
-def own(uv: Path, wheel: Path) -> Files:
-    """This project's own files, from its wheel."""
-    return packages(uv, RUNNING, "--no-deps", wheel)
+def own(uv: Path, wheel: Path, package: str) -> Files:
+    """One of this project's packages, from its wheel."""
+    files = packages(uv, RUNNING, "--no-deps", wheel)
+    return {name: body for name, body in files.items() if name.startswith(f"{package}/")}
 
 
 def main() -> int:
