@@ -5,10 +5,10 @@ Authorisation looks at the matched route object, never at the text of the URL.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from tokenhub.core.errors import Forbidden, HubError, Unauthorized
 from tokenhub.web.answers import NATIVE, OPENAI, PRIVATE, error_answer
@@ -16,7 +16,7 @@ from tokenhub.web.http import Response
 from tokenhub.web.match import Matcher
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Callable, Coroutine, Iterable
 
     from tokenhub.access.admin_token import AdminToken
     from tokenhub.access.keys import Grant, Keys
@@ -34,7 +34,8 @@ V1_BODY = 10 * 2**20
 ADMIN_BODY = 2 * 2**20
 
 
-class Route(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Route:
     """One row of the URL table.
 
     ``access`` is PUBLIC, ADMIN, ANY_KEY or a scope. ``handler(request, caller)`` gets the Grant
@@ -44,7 +45,7 @@ class Route(msgspec.Struct, frozen=True):
 
     method: str
     path: str
-    handler: Callable[[Request, Any], Awaitable[Response | None]]
+    handler: Callable[[Request, Any], Coroutine[Any, Any, Response | None]]
     access: str
     dialect: str = NATIVE
     spends: bool = False
@@ -71,6 +72,7 @@ class Edge:
         self._admin_limiter = admin_limiter
         self._on_refused = on_refused
         self._cors_origins = cors_origins
+        self._changes: set[asyncio.Task[Response | None]] = set()
         self._matcher: Matcher[Route] = Matcher()
         self.routes = tuple(routes)
         for route in self.routes:
@@ -83,7 +85,10 @@ class Edge:
         try:
             route = request.route or self._match(request)
             caller = self._authorise(route, request)
-            answer = await route.handler(request, caller)
+            if route.access == ADMIN and route.method != "GET":
+                answer = await self._to_its_end(route.handler(request, caller))
+            else:
+                answer = await route.handler(request, caller)
         except HubError as error:
             answer = error_answer(error, dialect_of(request, route), request)
         if self._cors_origins and answer is not None:
@@ -110,6 +115,13 @@ class Edge:
         if request is None:
             return Response(error.status, b"", list(error.headers))
         return error_answer(error, dialect_of(request, None), request)
+
+    async def _to_its_end(self, change: Coroutine[Any, Any, Response | None]) -> Response | None:
+        """A change goes on when its client leaves: what is stored and what is in memory agree."""
+        task = asyncio.get_running_loop().create_task(change)
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        return await asyncio.shield(task)
 
     def _match(self, request: Request) -> Route:
         if request.method == "OPTIONS" and self._cors_origins:

@@ -1,0 +1,186 @@
+"""Live events: published on the loop, kept in a ring, handed to subscribers who may be slow."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from tokenhub.core.clock import Clock
+
+TYPES = (
+    "route_success",
+    "route_error",
+    "decision",
+    "health_change",
+    "escalation",
+    "budget",
+    "vault",
+    "config",
+    "key_rotation_expired",
+    "heartbeat",
+)
+
+RING = 1024
+BACKLOG = 256
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Event:
+    """One event; its JSON is made once, for the first subscriber that wants it."""
+
+    __slots__ = ("_frame", "at_ms", "fields", "number", "type")
+
+    def __init__(self, number: int, kind: str, at_ms: int, fields: dict[str, Any]) -> None:
+        self.number = number
+        self.type = kind
+        self.at_ms = at_ms
+        self.fields = fields
+        self._frame = b""
+
+    def frame(self, epoch: str) -> bytes:
+        """The event as server-sent event, with id, name and one line of JSON."""
+        if not self._frame:
+            at = datetime.fromtimestamp(self.at_ms / 1000, UTC).isoformat(timespec="milliseconds")
+            body = {"type": self.type, "timestamp": at.replace("+00:00", "Z")} | self.fields
+            # A heartbeat is not kept, so it has no id to resume from.
+            name = (
+                b"" if self.type == "heartbeat" else b"id: %s-%d\n" % (epoch.encode(), self.number)
+            )
+            self._frame = b"%sevent: %s\ndata: %s\n\n" % (name, self.type.encode(), _encode(body))
+        return self._frame
+
+
+class Subscription:
+    """One reader's backlog. What does not fit is dropped, oldest first, and told by a notice."""
+
+    def __init__(self, bus: EventBus, types: frozenset[str]) -> None:
+        self._bus = bus
+        self._types = types
+        self._waiting: deque[Event] = deque()
+        self._dropped = 0
+        self._wake: asyncio.Future[None] | None = None
+        self.closed = False
+
+    def offer(self, event: Event) -> None:
+        """Called by the bus."""
+        if self._types and event.type not in self._types and event.type != "heartbeat":
+            return
+        if len(self._waiting) >= BACKLOG:
+            self._waiting.popleft()
+            self._dropped += 1
+        self._waiting.append(event)
+        self._stir()
+
+    def missed(self, count: int) -> None:
+        """Note events that were gone before this reader came back."""
+        self._dropped += count
+
+    async def take(self) -> bytes | None:
+        """All waiting events as frames, waiting for the first; None when the bus has closed."""
+        while not self._waiting and not self._dropped:
+            if self.closed:
+                return None
+            self._wake = asyncio.get_running_loop().create_future()
+            await self._wake
+        frames = [event.frame(self._bus.epoch) for event in self._waiting]
+        self._waiting.clear()
+        if self._dropped:
+            notice = b'event: dropped\ndata: {"type":"dropped","count":%d}\n\n' % self._dropped
+            frames.insert(0, notice)
+            self._dropped = 0
+        return b"".join(frames)
+
+    def close(self) -> None:
+        """No more events for this reader."""
+        self.closed = True
+        self._bus.forget(self)
+        self._stir()
+
+    def _stir(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+
+class EventBus:
+    """Publishes events to whoever listens; costs next to nothing while nobody does."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.epoch = os.urandom(4).hex()
+        self._clock = clock
+        self._ring: deque[Event] = deque(maxlen=RING)
+        self._number = 0
+        self._subscribers: set[Subscription] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self.published: dict[str, int] = dict.fromkeys(TYPES, 0)
+
+    @property
+    def subscribers(self) -> int:
+        """How many listen now."""
+        return len(self._subscribers)
+
+    def publish(self, kind: str, fields: dict[str, Any]) -> None:
+        """Tell everybody. ``kind`` is one of TYPES; ``fields`` are JSON-able and hold no secret."""
+        self.published[kind] += 1
+        if kind == "heartbeat":
+            event = Event(0, kind, self._clock.now_ms(), fields)
+        else:
+            self._number += 1
+            event = Event(self._number, kind, self._clock.now_ms(), fields)
+            self._ring.append(event)
+        for subscriber in self._subscribers:
+            subscriber.offer(event)
+
+    def subscribe(self, last_id: str = "", types: Iterable[str] = ()) -> Subscription:
+        """Listen from now on, or from just after ``last_id`` as far as the ring reaches.
+
+        Events that the ring no longer holds, or that another life of the server published, are
+        announced by a ``dropped`` notice (count 0 becomes 1 when the number is not known).
+        """
+        subscription = Subscription(self, frozenset(types))
+        if last_id:
+            self._replay(subscription, last_id)
+        self._subscribers.add(subscription)
+        return subscription
+
+    def _replay(self, subscription: Subscription, last_id: str) -> None:
+        epoch, _, number = last_id.rpartition("-")
+        known = epoch == self.epoch and number.isascii() and number.isdigit()
+        after = int(number) if known else 0
+        oldest = self._ring[0].number if self._ring else self._number + 1
+        if not known:
+            subscription.missed(1)
+        elif after + 1 < oldest:
+            subscription.missed(oldest - after - 1)
+        for event in self._ring:
+            if event.number > after:
+                subscription.offer(event)
+
+    def forget(self, subscription: Subscription) -> None:
+        """Called by a subscription that closes."""
+        self._subscribers.discard(subscription)
+
+    def close(self) -> None:
+        """The server shuts down: every reader's stream ends."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for subscription in list(self._subscribers):
+            subscription.close()
+
+    def beat(self, every: float, reason: Callable[[], str]) -> None:
+        """Publish a heartbeat every ``every`` seconds until the bus is closed."""
+        loop = asyncio.get_running_loop()
+
+        def tick() -> None:
+            self.publish("heartbeat", {"reason": reason()})
+            self._timer = loop.call_later(every, tick)
+
+        self._timer = loop.call_later(every, tick)

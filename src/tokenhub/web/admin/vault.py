@@ -1,0 +1,134 @@
+"""/admin/v1/vault: unlock, lock, rotate, and the generic secrets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tokenhub.core.errors import HubError
+from tokenhub.core.fields import decode_fields
+from tokenhub.web.answers import json_answer
+
+if TYPE_CHECKING:
+    from tokenhub.vault.vault import Vault
+    from tokenhub.web.admin.audited import Auditor
+    from tokenhub.web.http import Request, Response
+
+KIND = "secret"
+
+
+class UnlockFields(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of unlock."""
+
+    admin_password: str
+
+    def __repr__(self) -> str:
+        """Without the password."""
+        return "UnlockFields()"
+
+
+class RotateFields(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of rotate."""
+
+    old_password: str
+    new_password: str
+
+    def __repr__(self) -> str:
+        """Without the passwords."""
+        return "RotateFields()"
+
+
+class SecretFields(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of a secret."""
+
+    value: str
+
+    def __repr__(self) -> str:
+        """Without the value."""
+        return "SecretFields()"
+
+
+class VaultAdmin:
+    """The vault; every attempt is audited, failed ones and reads too."""
+
+    def __init__(self, vault: Vault, audit: Auditor) -> None:
+        self._vault = vault
+        self._audit = audit
+
+    async def status(self, request: Request, _: None) -> Response:
+        """Whether the vault exists, and is open."""
+        del request
+        return json_answer(
+            {
+                "enabled": self._vault.enabled,
+                "initialized": self._vault.initialized,
+                "locked": self._vault.locked,
+                "damaged": self._vault.damaged,
+            }
+        )
+
+    async def unlock(self, request: Request, _: None) -> Response:
+        """Unlock; the first time, create."""
+        fields = decode_fields(request.body, UnlockFields)
+        created = not self._vault.initialized
+        try:
+            await self._vault.unlock(fields.admin_password.encode())
+        except HubError as error:
+            self._audit.note(request, "vault.unlock", "vault", error.code or "refused")
+            raise
+        self._audit.note(request, "vault.unlock", "vault", "ok")
+        return json_answer({"ok": True, "created": created})
+
+    async def lock(self, request: Request, _: None) -> Response:
+        """Forget the key."""
+        if not self._vault.lock():
+            return json_answer({"ok": True, "already_locked": True})
+        self._audit.note(request, "vault.lock", "vault", "ok")
+        return json_answer({"ok": True})
+
+    async def rotate(self, request: Request, _: None) -> Response:
+        """Change the password."""
+        fields = decode_fields(request.body, RotateFields)
+        try:
+            await self._vault.rotate(
+                fields.old_password.encode(),
+                fields.new_password.encode(),
+                also=self._audit.entry(request, "vault.rotate", "vault"),
+            )
+        except HubError as error:
+            self._audit.note(request, "vault.rotate", "vault", error.code or "refused")
+            raise
+        return json_answer({"ok": True})
+
+    async def secrets(self, request: Request, _: None) -> Response:
+        """The names of the generic secrets."""
+        del request
+        names = [name.removeprefix("secret:") for name in self._vault.names(KIND)]
+        return json_answer({"secrets": names})
+
+    async def secret(self, request: Request, _: None) -> Response:
+        """One secret in clear; the read is audited."""
+        key = request.params["key"]
+        value = self._vault.get(f"secret:{key}", kind=KIND)
+        self._audit.note(request, "vault.secret.get", key, "ok")
+        return json_answer({"key": key, "value": value.decode()})
+
+    async def set_secret(self, request: Request, _: None) -> Response:
+        """Store a secret."""
+        fields = decode_fields(request.body, SecretFields)
+        key = request.params["key"]
+        await self._vault.put(
+            f"secret:{key}",
+            fields.value.encode(),
+            kind=KIND,
+            also=self._audit.entry(request, "vault.secret.set", key),
+        )
+        return json_answer({"ok": True, "key": key})
+
+    async def delete_secret(self, request: Request, _: None) -> Response:
+        """Delete a secret."""
+        key = request.params["key"]
+        audit = self._audit.entry(request, "vault.secret.delete", key)
+        await self._vault.delete(f"secret:{key}", also=audit)
+        return json_answer({"ok": True, "key": key})

@@ -1,0 +1,83 @@
+"""Which URLs exist: method, path, handler, who may call. Nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tokenhub.web.answers import OPENAI
+from tokenhub.web.edge import ADMIN, ANY_KEY, PUBLIC, V1_BODY, Route
+
+if TYPE_CHECKING:
+    from tokenhub.web.admin.keys import KeyAdmin
+    from tokenhub.web.admin.models import ModelAdmin
+    from tokenhub.web.admin.providers import ProviderAdmin
+    from tokenhub.web.admin.server import ServerAdmin
+    from tokenhub.web.admin.vault import VaultAdmin
+    from tokenhub.web.api.chat import ChatApi
+    from tokenhub.web.api.health import HealthApi
+    from tokenhub.web.api.models import ModelsApi
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Handlers:
+    """Everything that answers, by noun."""
+
+    chat: ChatApi
+    models_api: ModelsApi
+    health: HealthApi
+    server: ServerAdmin
+    vault: VaultAdmin
+    providers: ProviderAdmin
+    models: ModelAdmin
+    keys: KeyAdmin
+
+
+def routes(on: Handlers) -> list[Route]:
+    """The URL table."""
+    admin = "/admin/v1"
+    return [
+        Route(
+            "POST",
+            "/v1/chat/completions",
+            on.chat.completions,
+            "chat",
+            OPENAI,
+            spends=True,
+            max_body=V1_BODY,
+        ),
+        Route("GET", "/v1/models", on.models_api.list, ANY_KEY, OPENAI),
+        Route("GET", "/v1/models/{id:path}", on.models_api.get, ANY_KEY, OPENAI),
+        Route("GET", "/healthz", on.health.healthz, PUBLIC),
+        Route("GET", "/livez", on.health.livez, PUBLIC),
+        Route("GET", "/readyz", on.health.readyz, PUBLIC),
+        Route("GET", f"{admin}/info", on.server.info, ADMIN),
+        Route("POST", f"{admin}/admin-token/rotate", on.server.rotate_token, ADMIN),
+        Route("GET", f"{admin}/engine/models", on.server.engine, ADMIN),
+        Route("GET", f"{admin}/vault/status", on.vault.status, ADMIN),
+        Route("POST", f"{admin}/vault/unlock", on.vault.unlock, ADMIN),
+        Route("POST", f"{admin}/vault/lock", on.vault.lock, ADMIN),
+        Route("POST", f"{admin}/vault/rotate", on.vault.rotate, ADMIN),
+        Route("GET", f"{admin}/vault/secrets", on.vault.secrets, ADMIN),
+        Route("GET", f"{admin}/vault/secrets/{{key:path}}", on.vault.secret, ADMIN),
+        Route("PUT", f"{admin}/vault/secrets/{{key:path}}", on.vault.set_secret, ADMIN),
+        Route("DELETE", f"{admin}/vault/secrets/{{key:path}}", on.vault.delete_secret, ADMIN),
+        Route("GET", f"{admin}/providers", on.providers.list, ADMIN),
+        Route("POST", f"{admin}/providers", on.providers.add, ADMIN),
+        Route("GET", f"{admin}/providers/{{id}}", on.providers.get, ADMIN),
+        Route("PATCH", f"{admin}/providers/{{id}}", on.providers.edit, ADMIN),
+        Route("DELETE", f"{admin}/providers/{{id}}", on.providers.delete, ADMIN),
+        Route("GET", f"{admin}/providers/{{id}}/discover", on.providers.discover, ADMIN),
+        Route("GET", f"{admin}/models", on.models.list, ADMIN),
+        Route("POST", f"{admin}/models", on.models.add, ADMIN),
+        Route("GET", f"{admin}/models/{{id:path}}", on.models.get, ADMIN),
+        Route("PATCH", f"{admin}/models/{{id:path}}", on.models.edit, ADMIN),
+        Route("DELETE", f"{admin}/models/{{id:path}}", on.models.delete, ADMIN),
+        Route("GET", f"{admin}/apikeys", on.keys.list, ADMIN),
+        Route("POST", f"{admin}/apikeys", on.keys.create, ADMIN),
+        Route("GET", f"{admin}/apikeys/{{id}}", on.keys.get, ADMIN),
+        Route("PATCH", f"{admin}/apikeys/{{id}}", on.keys.edit, ADMIN),
+        Route("DELETE", f"{admin}/apikeys/{{id}}", on.keys.delete, ADMIN),
+        Route("POST", f"{admin}/apikeys/{{id}}/rotate", on.keys.rotate, ADMIN),
+        Route("POST", f"{admin}/apikeys/{{id}}/paid", on.keys.paid, ADMIN),
+    ]
