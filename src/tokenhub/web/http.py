@@ -146,12 +146,15 @@ class ClientStream:
     """
 
     __slots__ = (
-        "_chunked", "_mute", "_resumed", "_transport", "ended", "on_pause", "on_resume", "open",
-        "paused",
+        "_chunked", "_mute", "_resumed", "_transport", "_unsent", "ended", "on_pause",
+        "on_resume", "open", "paused",
     )  # fmt: skip
 
-    def __init__(self, transport: asyncio.WriteTransport, *, chunked: bool, mute: bool) -> None:
+    def __init__(
+        self, transport: asyncio.WriteTransport, head: bytes, *, chunked: bool, mute: bool
+    ) -> None:
         self._transport = transport
+        self._unsent = head  # joined to the first piece when that comes in the same turn
         self._chunked = chunked
         self._mute = mute  # the answer to HEAD has no body
         self._resumed: asyncio.Future[None] | None = None
@@ -163,10 +166,34 @@ class ClientStream:
 
     def write(self, data: bytes) -> None:
         """Send ``data`` as one piece; nothing is sent for b""."""
+        if self.open and (framed := self._frame(data)):
+            self._send(framed)
+
+    def end(self, data: bytes = b"") -> None:
+        """The body is complete with ``data``; the connection can serve the next request."""
+        if self.open:
+            last = b"0\r\n\r\n" if self._chunked and not self._mute else b""
+            # Closed first: a pause caused by these bytes concerns no producer any more.
+            self.open = False
+            self.ended = True
+            self._send(self._frame(data) + last)
+
+    def _frame(self, data: bytes) -> bytes:
         # An empty chunk would be the end of the body.
-        if not data or not self.open or self._mute:
-            return
-        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+        if not data or self._mute:
+            return b""
+        return b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data
+
+    def _send(self, framed: bytes) -> None:
+        if self._unsent:
+            framed, self._unsent = self._unsent + framed, b""
+        if framed:
+            self._transport.write(framed)
+
+    def send_head(self) -> None:
+        """Send the head if no piece has taken it along."""
+        if self._unsent and not self._transport.is_closing():
+            self._send(b"")
 
     async def drain(self) -> None:
         """Return when the client has taken enough that writing may go on."""
@@ -174,18 +201,11 @@ class ClientStream:
             self._resumed = asyncio.get_running_loop().create_future()
             await self._resumed
 
-    def end(self) -> None:
-        """The body is complete; the connection serves the next request when the handler returns."""
-        if self.open:
-            self.open = False
-            self.ended = True
-            if self._chunked and not self._mute:
-                self._transport.write(b"0\r\n\r\n")
-
     def abort(self) -> None:
         """Close so that the client sees a broken body, after what was already written."""
         if not self.open:
             return
+        self.send_head()
         self.gone()
         if self._chunked:
             self._transport.close()  # sends what is buffered; the last chunk is missing

@@ -378,16 +378,15 @@ class Connection(asyncio.Protocol):
 
     def _proceed(self) -> None:
         """Take as much out of the buffer as the state allows; start the request when whole."""
-        if not self._reading:
-            self._reading = True
-            self._transport.resume_reading()
         try:
-            if self.state <= HEAD and not self._read_head():
-                return
-            if self._read_chunks() if self.state == CHUNKED else self._read_sized():
-                self._begin()
+            if self.state > HEAD or self._read_head():
+                if self._read_chunks() if self.state == CHUNKED else self._read_sized():
+                    self._begin()
         except Exception as error:  # noqa: BLE001  # body_limit belongs to another layer
             self._refuse(error)
+        if not self._reading and len(self._buffer) <= self._server.limits.read_ahead:
+            self._reading = True
+            self._transport.resume_reading()
 
     def _read_head(self) -> bool:
         buffer = self._buffer
@@ -570,9 +569,10 @@ class Connection(asyncio.Protocol):
         self._stream = self._request = self._task = None
         self._received = 0
         self.state = IDLE
-        self._deadline = self._server.loop.time() + self._server.limits.keep_alive_seconds
-        if self._writable and (self._buffer or not self._reading):
-            self._proceed()
+        if self._writable:
+            self._deadline = self._server.loop.time() + self._server.limits.keep_alive_seconds
+            if self._buffer or not self._reading:
+                self._proceed()
 
     def _send(self, request: Request | None, response: Response) -> None:
         body = response.body
@@ -592,12 +592,11 @@ class Connection(asyncio.Protocol):
 
     def _head(self, request: Request | None, response: Response) -> bytes:
         own = self._own_lines(request)
-        if response.status not in _NO_BODY:
-            own += b"Content-Type: %b\r\nContent-Length: %d\r\n" % (
-                response.content_type,
-                len(response.body),
-            )
-        return response_head(response.status, own, response.headers)
+        if response.status in _NO_BODY:
+            return response_head(response.status, own, response.headers)
+        own += b"Content-Length: %d\r\n" % len(response.body)
+        typed = ((b"Content-Type", response.content_type), *response.headers)
+        return response_head(response.status, own, typed)
 
     def _own_lines(self, request: Request | None) -> bytes:
         server = self._server
@@ -618,12 +617,13 @@ class Connection(asyncio.Protocol):
         if chunked:
             own += b"Transfer-Encoding: chunked\r\n"
         head = response_head(status, own, headers)
-        stream = ClientStream(self._transport, chunked=chunked, mute=request.method == "HEAD")
-        if self.state != RUNNING:
+        mute = request.method == "HEAD"
+        stream = ClientStream(self._transport, head, chunked=chunked, mute=mute)
+        if self.state == RUNNING:
+            self._stream = stream
+            self._server.loop.call_soon(stream.send_head)
+        else:
             stream.gone()
-            return stream
-        self._stream = stream
-        self._transport.write(head)
         return stream
 
     def _refuse(self, error: Exception) -> None:
