@@ -98,7 +98,11 @@ class Matcher(Generic[T]):
         if method == "HEAD" and "GET" in allowed:
             return self.match("GET", path)
         if not allowed:
-            raise NotFound("There is no such path.", hint="See the API reference for the paths.")
+            raise NotFound(
+                "There is no such path.",
+                code="route_not_found",
+                hint="See the API reference for the paths.",
+            )
         names = ", ".join(sorted(allowed))
         raise MethodNotAllowed(
             f"This path does not take {method}.",
