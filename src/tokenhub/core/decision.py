@@ -128,14 +128,16 @@ class ProviderView(msgspec.Struct, frozen=True, omit_defaults=True):
     state: str = "healthy"
     closed: str = ""
     retry_ms: int = 0
-    error_rate: float = 0.0
-    latency_ms: float = 0.0  # whole answers, 0 = unknown
-    ttft_ms: float = 0.0  # to the first token of a stream, 0 = unknown
+    error_rate: float = 0.0  # of the last minutes
+    usual_ms: float = 0.0  # whole answers, moving average of long memory; 0 = never measured
+    latency_ms: float = 0.0  # whole answers, mean of the last minutes; 0 = fewer than three
+    ttft_ms: float = 0.0  # to the first token of a stream, likewise
 
 
 class ModelView(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Times of one model in the last minutes; 0 = fewer than three measured."""
+    """Times of one model, as those of ``ProviderView``."""
 
+    usual_ms: float = 0.0
     latency_ms: float = 0.0
     ttft_ms: float = 0.0
 
@@ -144,6 +146,7 @@ class Evidence(msgspec.Struct, frozen=True, omit_defaults=True):
     """Everything a decision reads besides the question and the rules.
 
     Attributes:
+        at_ms: when it was taken, wall time.
         providers: health by provider id; a missing one is healthy and unmeasured.
         models: times by model id.
         arms: posterior mean and variance by model id, for the request's token bucket.
@@ -151,6 +154,7 @@ class Evidence(msgspec.Struct, frozen=True, omit_defaults=True):
         turn: the alias's turn, for ``sticky_by: round_robin``.
     """
 
+    at_ms: int = 0
     providers: Mapping[str, ProviderView] = {}
     models: Mapping[str, ModelView] = {}
     arms: Mapping[str, tuple[float, float]] = {}

@@ -1,0 +1,261 @@
+"""Outcome → reward in [0, 1]; the logs of attempts and decisions, written in batches.
+
+    reward = 0.3·(1 - min(cost/$0.10, 1)) + 0.3·(1 - min(time/budget, 1)) + 0.4·quality
+
+or 0 for an attempt that failed. ``quality`` is 1 until feedback says otherwise. ``time`` is to the
+first token of a stream, else of the whole answer; ``budget`` is the request's ``max_latency_ms``,
+20 s where it has none, at least 1 s. An unknown cost counts as $0.10.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from tokenhub.core.errors import FailureClass
+from tokenhub.routing.health import ATTRIBUTABLE, REJECTIONS
+from tokenhub.routing.rules import encode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tokenhub.core.decision import Attempt, Decision
+    from tokenhub.routing.rules import Rules
+    from tokenhub.storage.database import Database, Transaction
+
+COST_CEILING = 100_000_000  # nano-dollars: $0.10
+LATENCY_FLOOR_MS = 1_000
+LATENCY_BUDGET_MS = 20_000
+COST_SHARE = 0.3
+LATENCY_SHARE = 0.3
+QUALITY_SHARE = 0.4
+
+FLUSH_S = 0.2
+MOST_PENDING = 100_000
+REBUILD_MS = 7 * 24 * 3_600_000  # older rewards have faded below 1 %
+REBUILD_ROWS = 100_000
+
+LEARNED = ATTRIBUTABLE | REJECTIONS | {FailureClass.RATE_LIMITED, FailureClass.DEADLINE}
+"""Failures that count against the arm; the others are the request's or the client's."""
+
+_INSERT = """
+INSERT INTO reward_log (request_id, attempt, at, model_id, provider_id, mode, estimated_tokens,
+    token_bucket, latency_budget_ms, latency_ms, ttft_ms, cost, error_class, reward, propensity)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (request_id, attempt) DO NOTHING
+"""
+_FEEDBACK = """
+UPDATE reward_log SET feedback = :feedback, reward = reward + :change
+WHERE request_id = :request_id AND attempt = :attempt
+"""
+_DECISION = """
+INSERT INTO decision_log (request_id, at, mode, policy, model_id, answered_by, outcome, rules,
+    record, attempts)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (request_id) DO NOTHING
+"""
+_RULES = "INSERT INTO decision_rules (digest, at, body) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+_COLUMNS = (
+    "request_id", "attempt", "at", "model_id", "provider_id", "mode", "estimated_tokens",
+    "token_bucket", "latency_budget_ms", "latency_ms", "ttft_ms", "cost", "error_class", "reward",
+    "propensity", "feedback",
+)  # fmt: skip
+_LIST = f"""
+SELECT {", ".join(_COLUMNS)} FROM reward_log ORDER BY at DESC, request_id DESC, attempt DESC
+LIMIT :limit OFFSET :offset
+"""  # noqa: S608 - constant names
+_LEARNED = """
+SELECT request_id, attempt, at, model_id, token_bucket, reward, feedback, error_class
+FROM reward_log WHERE at > :since AND reward IS NOT NULL
+ORDER BY at DESC, request_id DESC, attempt DESC LIMIT :most
+"""
+_ONE = """
+SELECT d.record, d.attempts, d.outcome, d.at, r.body
+FROM decision_log d JOIN decision_rules r ON r.digest = d.rules WHERE d.request_id = :request_id
+"""
+_PRUNE = (
+    "DELETE FROM reward_log WHERE at < :before",
+    "DELETE FROM decision_log WHERE at < :before",
+    """
+    DELETE FROM decision_rules
+    WHERE at < :before AND digest NOT IN (SELECT rules FROM decision_log)
+    """,
+)
+
+
+def latency_budget(decision: Decision) -> int:
+    """The milliseconds an answer's time is measured against."""
+    return max(decision.limits.max_latency_ms or LATENCY_BUDGET_MS, LATENCY_FLOOR_MS)
+
+
+def reward_of(decision: Decision, attempt: Attempt) -> float | None:
+    """What an attempt was worth; None when it says nothing about the model."""
+    if attempt.kind:
+        return 0.0 if attempt.kind in LEARNED else None
+    spent = COST_CEILING if attempt.cost is None else attempt.cost
+    time = attempt.latency_ms if attempt.ttft_ms is None else attempt.ttft_ms
+    cheap = 1.0 - min(spent / COST_CEILING, 1.0)
+    quick = 1.0 - min(time / latency_budget(decision), 1.0)
+    return COST_SHARE * cheap + LATENCY_SHARE * quick + QUALITY_SHARE
+
+
+class Learned(NamedTuple):
+    """A reward as it is read back at start."""
+
+    request_id: str
+    attempt: int
+    at: int
+    model_id: str
+    bucket: str
+    reward: float
+    feedback: float | None
+    kind: str
+
+
+class StoredDecision(msgspec.Struct, frozen=True):
+    """A past decision as it stands in the log; texts are JSON."""
+
+    record: str
+    attempts: str
+    outcome: str
+    at: int
+    rules: str
+
+
+class RewardLog:
+    """Rows waiting to be written, and the questions that can be asked of those that were.
+
+    Args:
+        db: where they go.
+        call_later: the loop's; a timer runs only while rows wait.
+        record: turns a decision into the JSON of its record, on the writer's thread.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        call_later: Callable[[float, Callable[[], None]], object],
+        record: Callable[[Decision], bytes],
+    ) -> None:
+        self._db = db
+        self._call_later = call_later
+        self._record = record
+        self._attempts: list[tuple[Any, ...]] = []
+        self._feedback: list[dict[str, Any]] = []
+        self._decisions: list[tuple[Decision, tuple[Attempt, ...], str, int]] = []
+        self._rules: dict[str, tuple[Rules, int]] = {}
+        self._known: set[str] = set()
+        self._waiting = False
+        self.dropped = 0
+
+    def attempt(self, decision: Decision, attempt: Attempt, reward: float | None) -> None:
+        """Log an attempt."""
+        query = decision.query
+        row = (
+            query.request_id, attempt.number, attempt.at_ms, attempt.model_id, attempt.provider_id,
+            decision.mode, query.input_tokens, decision.bucket, latency_budget(decision),
+            attempt.latency_ms, attempt.ttft_ms, attempt.cost, attempt.kind, reward,
+            attempt.propensity,
+        )  # fmt: skip
+        self._add(self._attempts, row)
+
+    def feedback(self, request_id: str, attempt: int, score: float, change: float) -> None:
+        """Log that a judgement moved a reward."""
+        row = {
+            "request_id": request_id, "attempt": attempt, "feedback": score, "change": change,
+        }  # fmt: skip
+        self._add(self._feedback, row)
+
+    def decision(
+        self,
+        decision: Decision,
+        rules: Rules,
+        attempts: Sequence[Attempt],
+        outcome: str,
+        at_ms: int,
+    ) -> None:
+        """Log a decision and what became of it."""
+        if rules.digest not in self._known:
+            self._known.add(rules.digest)
+            self._rules[rules.digest] = (rules, at_ms)
+        self._add(self._decisions, (decision, tuple(attempts), outcome, at_ms))
+
+    def _add(self, rows: list[Any], row: Any) -> None:
+        if len(rows) >= MOST_PENDING:
+            self.dropped += 1
+            return
+        rows.append(row)
+        if not self._waiting:
+            self._waiting = True
+            self._call_later(FLUSH_S, self.flush)
+
+    def flush(self) -> None:
+        """Queue everything that waits, now."""
+        self._waiting = False
+        attempts, self._attempts = self._attempts, []
+        feedback, self._feedback = self._feedback, []
+        decisions, self._decisions = self._decisions, []
+        rules, self._rules = self._rules, {}
+        if not (attempts or feedback or decisions):
+            return
+
+        def save(tx: Transaction) -> None:
+            for digest, (body, at) in rules.items():
+                tx.execute(_RULES, (digest, at, encode(body).decode()))
+            if decisions:
+                tx.executemany(_DECISION, [self._row(*one) for one in decisions])
+            if attempts:
+                tx.executemany(_INSERT, attempts)
+            if feedback:
+                tx.executemany(_FEEDBACK, feedback)
+
+        self._db.write_soon(save)
+
+    def _row(
+        self, decision: Decision, attempts: tuple[Attempt, ...], outcome: str, at_ms: int
+    ) -> tuple[Any, ...]:
+        answered = next((one.model_id for one in attempts if not one.kind), "")
+        chosen = decision.candidates[0].model_id if decision.candidates else ""
+        return (
+            decision.query.request_id,
+            at_ms,
+            decision.mode,
+            decision.policy,
+            chosen,
+            answered,
+            outcome,
+            decision.rules,
+            self._record(decision).decode(),
+            msgspec.json.encode(attempts).decode(),
+        )
+
+    async def rewards(self, limit: int = 100, offset: int = 0) -> list[dict[str, Any]]:
+        """Logged attempts, newest first."""
+        rows = await self._db.read(_LIST, {"limit": limit, "offset": offset})
+        return [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
+
+    async def stored(self, request_id: str) -> StoredDecision | None:
+        """The decision of a request, None when it is not (or no longer) in the log."""
+        self.flush()
+        # A write ordered after the flush: when it is acknowledged the flush is readable.
+        await self._db.write(lambda _: None)
+        rows = await self._db.read(_ONE, {"request_id": request_id})
+        return StoredDecision(*rows[0]) if rows else None
+
+    async def learned(self, now_ms: int) -> list[Learned]:
+        """The rewards that still count, oldest first."""
+        bounds = {"since": now_ms - REBUILD_MS, "most": REBUILD_ROWS}
+        rows = await self._db.read(_LEARNED, bounds)
+        return [Learned(*row) for row in reversed(rows)]
+
+    async def prune(self, before_ms: int) -> None:
+        """Delete what is older than a moment."""
+
+        def delete(tx: Transaction) -> None:
+            for statement in _PRUNE:
+                tx.execute(statement, {"before": before_ms})
+
+        await self._db.write(delete)
+        # The text of rules still in force may just have been deleted with their last decision.
+        self._known.clear()

@@ -1,0 +1,252 @@
+"""The router: the state that decisions read, and what outcomes change in it.
+
+Usable without a server::
+
+    router = Router(clock, seed=7)
+    router.update(catalog=catalog)
+    decision = router.decide(RouteQuery(request_id="r-1", model="auto:thompson", input_tokens=300))
+    router.record(decision, Attempt(number=1, model_id=decision.chosen.model_id, ...))
+    router.feedback("r-1", 0.8)
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tokenhub.core.decision import Evidence, Mode
+from tokenhub.core.errors import InvalidRequest, NotFound
+from tokenhub.routing.decide import decide
+from tokenhub.routing.health import Health
+from tokenhub.routing.retry import FIRST_TOKEN_S, Failover, RetryBudget
+from tokenhub.routing.rewards import QUALITY_SHARE, reward_of
+from tokenhub.routing.rules import RoutingSettings, Rules
+from tokenhub.routing.thompson import Bandit, bucket_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tokenhub.core.catalog import Catalog
+    from tokenhub.core.clock import Clock
+    from tokenhub.core.decision import Attempt, Decision, RouteQuery
+    from tokenhub.routing.aliases import Alias
+    from tokenhub.routing.rewards import RewardLog
+
+NOTHING: Mapping[str, str] = {}
+REMEMBERED = 20_000  # latest answers that feedback can reach
+SEED_BITS = 48  # exact in every JSON reader
+
+
+class _Answer(NamedTuple):
+    """What feedback to a request would change."""
+
+    attempt: int
+    model_id: str
+    bucket: str
+    quality: float
+
+
+class Router:
+    """Decides, and learns from what came of it.
+
+    Args:
+        clock: all times.
+        seed: with a request's id it makes the request's own seed.
+        rules: what is configured at first.
+        log: where attempts and decisions are written, None = nowhere.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        seed: int = 0,
+        rules: Rules | None = None,
+        log: RewardLog | None = None,
+    ) -> None:
+        self._clock = clock
+        self._seed = b"%d|" % seed
+        self._log = log
+        self._turns: dict[str, int] = {}
+        self._answers: OrderedDict[str, _Answer] = OrderedDict()
+        self._unnamed = itertools.count(1)
+        self.rules = (rules or Rules()).changed()
+        self.health = Health(clock)
+        self.bandit = Bandit()
+        self.budget = RetryBudget(clock)
+
+    def update(
+        self,
+        *,
+        catalog: Catalog | None = None,
+        aliases: dict[str, Alias] | None = None,
+        settings: RoutingSettings | None = None,
+    ) -> None:
+        """Replace what is configured; the next decision is made under it."""
+        self.rules = self.rules.changed(catalog=catalog, aliases=aliases, settings=settings)
+        if catalog is not None:
+            self.health.retain(catalog.providers, catalog.models)
+
+    def decide(self, query: RouteQuery, unavailable: Mapping[str, str] = NOTHING) -> Decision:
+        """Choose for a request.
+
+        Args:
+            query: the request.
+            unavailable: provider id → ``vault_locked`` or ``no_credential``.
+
+        Raises:
+            HubError: nothing may answer, or the name means nothing; see ``decide.decide``.
+        """
+        turn = self._turn(query.model)
+        evidence = self._evidence(query, unavailable, turn)
+        decision = decide(query, self.rules, evidence, self.seed_of(query.request_id))
+        if decision.alias:
+            self._turns[decision.alias] = turn + 1
+        return decision
+
+    def simulate(
+        self,
+        query: RouteQuery,
+        unavailable: Mapping[str, str] = NOTHING,
+        seed: int = 0,
+    ) -> Decision:
+        """The same choice by the given seed, changing nothing.
+
+        Raises:
+            HubError: as ``decide``.
+        """
+        evidence = self._evidence(query, unavailable, self._turn(query.model))
+        return decide(query, self.rules, evidence, seed)
+
+    def failover(
+        self, decision: Decision, *, deadline: float, first_token_s: float = FIRST_TOKEN_S
+    ) -> Failover:
+        """The attempts of a request; each is recorded here when it ends.
+
+        Args:
+            decision: whom to ask.
+            deadline: monotonic time at which the whole request ends.
+            first_token_s: for models that set no limit of their own.
+        """
+        return Failover(
+            decision,
+            health=self.health,
+            budget=self.budget,
+            clock=self._clock,
+            deadline=deadline,
+            first_token_s=first_token_s,
+            record=lambda attempt, wait: self.record(decision, attempt, wait),
+        )
+
+    def record(
+        self, decision: Decision, attempt: Attempt, retry_after: float | None = None
+    ) -> float | None:
+        """Learn from an attempt at once: health, arms, log. Returns its reward, None if none."""
+        provider_id, model_id = attempt.provider_id, attempt.model_id
+        if attempt.kind == "":
+            self.health.answered(provider_id, model_id, attempt.latency_ms, attempt.ttft_ms)
+        else:
+            self.health.failed(provider_id, attempt.kind, attempt.message, retry_after)
+        reward = reward_of(decision, attempt)
+        if reward is not None:
+            self.bandit.update(model_id, decision.bucket, reward, self._clock.now_ms())
+        if attempt.kind == "":
+            answer = _Answer(attempt.number, model_id, decision.bucket, 1.0)
+            self._remember(decision.query.request_id, answer)
+        if self._log is not None:
+            self._log.attempt(decision, attempt, reward)
+        return reward
+
+    def finish(self, decision: Decision, attempts: Sequence[Attempt], outcome: str) -> None:
+        """Log the decision of a request that has ended.
+
+        Args:
+            decision: what was decided.
+            attempts: what was tried.
+            outcome: ``ok`` or the code of the error the client got.
+        """
+        if self._log is not None:
+            self._log.decision(decision, self.rules, attempts, outcome, self._clock.now_ms())
+
+    def feedback(self, request_id: str, score: float) -> None:
+        """Learn how good an answer was, in [0, 1]; said again, the last word counts.
+
+        Raises:
+            NotFound: no such request was answered lately.
+            InvalidRequest: the score is not in [0, 1].
+        """
+        if not 0.0 <= score <= 1.0:
+            raise InvalidRequest("`score` must be between 0 and 1.", param="score")
+        if (answer := self._answers.get(request_id)) is None:
+            raise NotFound(
+                f"No answer to a request `{request_id[:64]}` is remembered.",
+                hint="Feedback reaches the latest 20000 answers.",
+            )
+        change = QUALITY_SHARE * (score - answer.quality)
+        now = self._clock.now_ms()
+        self.bandit.correct(answer.model_id, answer.bucket, change, now)
+        self._answers[request_id] = answer._replace(quality=score)
+        if self._log is not None:
+            self._log.feedback(request_id, answer.attempt, score, change)
+
+    async def rebuild(self) -> int:
+        """Learn again what the log holds, at start; the number of rewards read."""
+        if self._log is None:
+            return 0
+        now = self._clock.now_ms()
+        learned = await self._log.learned(now)
+        for one in learned:
+            self.bandit.update(one.model_id, one.bucket, one.reward, min(one.at, now))
+            if not one.kind:
+                quality = 1.0 if one.feedback is None else one.feedback
+                answer = _Answer(one.attempt, one.model_id, one.bucket, quality)
+                self._remember(one.request_id, answer)
+        return len(learned)
+
+    def snapshot(self) -> dict[str, Any]:
+        """What was learned and the aliases' turns, JSON-able. Health is of the moment, not here."""
+        return {"arms": self.bandit.snapshot(), "turns": dict(self._turns)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Become what ``snapshot`` described."""
+        self.bandit.restore(state["arms"])
+        self._turns = dict(state["turns"])
+
+    def seed_of(self, request_id: str) -> int:
+        """The seed of a request."""
+        name = request_id or str(next(self._unnamed))
+        digest = blake2b(self._seed + name.encode("utf-8", "surrogatepass"), digest_size=6)
+        return int.from_bytes(digest.digest())
+
+    def _turn(self, name: str) -> int:
+        return self._turns.get(name.strip(), 0) if self._turns else 0
+
+    def _evidence(self, query: RouteQuery, unavailable: Mapping[str, str], turn: int) -> Evidence:
+        providers, models = self.health.views()
+        now = self._clock.now_ms()
+        arms = {}
+        if self._learns(query):
+            arms = self.bandit.view(self.rules.catalog.models, bucket_of(query.input_tokens), now)
+        return Evidence(
+            at_ms=now,
+            providers=providers,
+            models=models,
+            arms=arms,
+            unavailable=unavailable,
+            turn=turn,
+        )
+
+    def _learns(self, query: RouteQuery) -> bool:
+        wish = Mode.THOMPSON
+        return wish in {
+            query.mode,
+            query.key_mode,
+            self.rules.settings.default_mode,
+        } or query.model.strip().endswith(wish)
+
+    def _remember(self, request_id: str, answer: _Answer) -> None:
+        self._answers[request_id] = answer
+        if len(self._answers) > REMEMBERED:
+            self._answers.popitem(last=False)

@@ -1,0 +1,160 @@
+"""Ranking: the weight profiles, the four terms of a score, and what is drawn at random.
+
+    score = Wc·cost/maxCost + Wl·lat/maxLat + Wf·fail/maxFail - Ww·weight/maxWeight
+
+over the models that may answer; a ratio is 0 where its maximum is 0. Lower is better. Ties go to
+the lower id.
+"""
+
+from __future__ import annotations
+
+from math import exp, sqrt
+from operator import itemgetter
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from tokenhub.core.decision import Candidate, Evidence, Mode
+from tokenhub.routing.thompson import PRIOR, draw_index, propensities
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tokenhub.core.catalog import Model
+
+
+_SCORE_THEN_ID = itemgetter(0, 1)
+
+
+class Profile(NamedTuple):
+    """How much each term counts."""
+
+    cost: float
+    latency: float
+    failure: float
+    weight: float
+
+
+PROFILES = {
+    Mode.CHEAP: Profile(0.7, 0.1, 0.1, 0.1),
+    Mode.NORMAL: Profile(0.25, 0.25, 0.25, 0.25),
+    Mode.HIGH_CONFIDENCE: Profile(0.05, 0.1, 0.15, 0.7),
+    Mode.PLANNING: Profile(0.1, 0.1, 0.2, 0.6),
+    Mode.ADVERSARIAL: Profile(0.1, 0.1, 0.2, 0.6),
+}
+
+
+class Fit(NamedTuple):
+    """A model that may answer, before it is ranked; the fields are those of ``Candidate``."""
+
+    model: Model
+    cost: int | None
+    bound: int | None
+    output_cap: int | None
+    expected_ms: float
+    latency_ms: float  # what the latency term reads, 0 = unknown
+    error_rate: float
+
+
+def rank(
+    fits: Sequence[Fit], mode: str, temperature: float, evidence: Evidence, draw: float
+) -> tuple[tuple[Candidate, ...], str]:
+    """The models as candidates, the drawn one first and the others best first; and the policy.
+
+    Args:
+        fits: at least one.
+        mode: a ``Mode`` value.
+        temperature: of the softmax over ranks, which ``thompson`` does not use; 0 = the best.
+        evidence: holds the arms that ``thompson`` reads.
+        draw: a number in [0, 1).
+    """
+    if mode == Mode.THOMPSON:
+        return _drawn(_by_reward(fits, evidence), draw), "thompson"
+    ranked = _by_score(fits, PROFILES[Mode(mode)])
+    if temperature <= 0 or len(ranked) == 1:
+        return (_certain(ranked[0]), *ranked[1:]), "weighted"
+    odds = [exp(-place / temperature) for place in range(len(ranked))]
+    total = sum(odds)
+    spread = [
+        msgspec.structs.replace(candidate, propensity=odd / total)
+        for candidate, odd in zip(ranked, odds, strict=True)
+    ]
+    return _drawn(spread, draw), "softmax"
+
+
+def _certain(candidate: Candidate) -> Candidate:
+    return msgspec.structs.replace(candidate, propensity=1.0)
+
+
+def _drawn(ranked: list[Candidate], draw: float) -> tuple[Candidate, ...]:
+    index = draw_index([candidate.propensity for candidate in ranked], draw)
+    return (ranked[index], *ranked[:index], *ranked[index + 1 :])
+
+
+def _by_score(fits: Sequence[Fit], profile: Profile) -> list[Candidate]:
+    # An unknown price counts as the dearest known one, so that no mode prefers a model because
+    # nobody entered its price.
+    wc, wl, wf, ww = profile
+    max_cost = max([fit.cost or 0 for fit in fits])
+    max_latency = max([fit.latency_ms for fit in fits])
+    max_failure = max([fit.error_rate for fit in fits])
+    max_weight = max([fit.model.weight for fit in fits])
+    ranked = []
+    for fit in fits:
+        share = max_cost if fit.cost is None else fit.cost
+        cost = wc * share / max_cost if max_cost else 0.0
+        latency = wl * fit.latency_ms / max_latency if max_latency else 0.0
+        failure = wf * fit.error_rate / max_failure if max_failure else 0.0
+        weight = -ww * fit.model.weight / max_weight if max_weight > 0 else 0.0
+        terms = {"cost": cost, "latency": latency, "failure": failure, "weight": weight}
+        ranked.append((cost + latency + failure + weight, fit.model.id, fit, terms))
+    ranked.sort(key=_SCORE_THEN_ID)
+    return [_candidate(fit, score, terms) for score, _, fit, terms in ranked]
+
+
+def _by_reward(fits: Sequence[Fit], evidence: Evidence) -> list[Candidate]:
+    arms = [evidence.arms.get(fit.model.id, PRIOR) for fit in fits]
+    chances = propensities(arms)
+    ranked = sorted(
+        zip(
+            [-mean for mean, _ in arms],
+            [fit.model.id for fit in fits],
+            fits,
+            arms,
+            chances,
+            strict=True,
+        ),
+        key=_SCORE_THEN_ID,
+    )
+    return [
+        Candidate(
+            model=fit.model,
+            score=score,
+            terms={"reward": score},
+            cost=fit.cost,
+            bound=fit.bound,
+            output_cap=fit.output_cap,
+            expected_ms=fit.expected_ms,
+            propensity=chance,
+            mean=arm[0],
+            sd=sqrt(arm[1]),
+        )
+        for score, _, fit, arm, chance in ranked
+    ]
+
+
+def _candidate(fit: Fit, score: float, terms: dict[str, float]) -> Candidate:
+    return Candidate(
+        model=fit.model,
+        score=score,
+        terms=terms,
+        cost=fit.cost,
+        bound=fit.bound,
+        output_cap=fit.output_cap,
+        expected_ms=fit.expected_ms,
+    )
+
+
+def plain(fit: Fit, propensity: float = 0.0) -> Candidate:
+    """A candidate that nothing was compared with, because the client named it."""
+    return msgspec.structs.replace(_candidate(fit, 0.0, {}), propensity=propensity)
