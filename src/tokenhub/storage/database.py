@@ -60,6 +60,14 @@ class Transaction(Protocol):
         """How many rows the last INSERT, UPDATE or DELETE changed."""
         ...
 
+    def on_commit(self, callback: Callable[[], object]) -> None:
+        """Call ``callback`` on the loop once this transaction is durable; never if it is not.
+
+        It runs before the caller of ``write`` goes on, and also when that caller was cancelled: the
+        place to bring memory in line with the database.
+        """
+        ...
+
 
 Also = Callable[[Transaction, dict[str, Any] | None, dict[str, Any] | None], None]
 """What a caller adds to a store's own transaction: ``also(tx, before, after)``.

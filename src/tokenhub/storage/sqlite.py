@@ -194,10 +194,11 @@ class _Query:
 class _Transaction:
     """The Transaction of one closure; refuses use after it."""
 
-    __slots__ = ("_connection",)
+    __slots__ = ("_connection", "callbacks")
 
     def __init__(self, connection: apsw.Connection) -> None:
         self._connection: apsw.Connection | None = connection
+        self.callbacks: list[Callable[[], object]] = []
 
     def execute(self, sql: str, params: Params = ()) -> Rows:
         try:
@@ -214,6 +215,9 @@ class _Transaction:
     def changes(self) -> int:
         return self._live().changes()
 
+    def on_commit(self, callback: Callable[[], object]) -> None:
+        self.callbacks.append(callback)
+
     def end(self) -> None:
         self._connection = None
 
@@ -227,7 +231,31 @@ class _GroupLost(Exception):
     """SQLite rolled the whole transaction back; the cause says why."""
 
 
-_Outcome = tuple[_Write, BaseException | None, Any]
+class _Outcome:
+    """What came of one write."""
+
+    __slots__ = ("callbacks", "error", "value", "write")
+
+    def __init__(
+        self,
+        write: _Write,
+        error: BaseException | None = None,
+        value: object = None,
+        callbacks: Sequence[Callable[[], object]] = (),
+    ) -> None:
+        self.write = write
+        self.error = error
+        self.value = value
+        self.callbacks = callbacks
+
+    def tell(self) -> None:
+        """Run the callbacks, then tell the caller; a callback's error becomes the write's."""
+        try:
+            for callback in self.callbacks:
+                callback()
+        except Exception as error:  # noqa: BLE001  # it must reach the caller, not the loop
+            self.error = error
+        self.write.done(self.error, self.value)
 
 
 class _Writer(threading.Thread):
@@ -260,7 +288,7 @@ class _Writer(threading.Thread):
                 for write in group:
                     self._commit([write])
                 return
-            outcomes = [(group[0], lost.__cause__, None)]
+            outcomes = [_Outcome(group[0], lost.__cause__)]
         _on_loop(self._loop, _deliver, outcomes)
 
     def _run_group(self, group: list[_Write]) -> list[_Outcome]:
@@ -291,8 +319,9 @@ class _Writer(threading.Thread):
             raise _GroupLost from error or RuntimeError("the closure ended the transaction")
         if error is not None:
             connection.execute("ROLLBACK TO one")
+            tx.callbacks = []
         connection.execute("RELEASE one")
-        return write, error, value
+        return _Outcome(write, error, value, tx.callbacks)
 
 
 class _Reader(threading.Thread):
@@ -416,9 +445,9 @@ def _gather(source: queue.SimpleQueue[_Write | None]) -> tuple[list[_Write], boo
 
 def _deliver(outcomes: list[_Outcome]) -> None:
     loop = asyncio.get_running_loop()
-    for write, error, value in outcomes:
+    for outcome in outcomes:
         try:
-            write.done(error, value)
+            outcome.tell()
         except Exception as raised:  # noqa: BLE001  # one bad callback must not silence the others
             context = {"message": "A callback of write_soon failed.", "exception": raised}
             loop.call_exception_handler(context)

@@ -71,7 +71,8 @@ CREATE TABLE api_keys (
 
 CREATE TABLE vault_header (
     id INTEGER PRIMARY KEY CHECK (id = 1),
-    header TEXT NOT NULL
+    header TEXT NOT NULL,
+    manifest TEXT NOT NULL
 );
 
 CREATE TABLE vault_secrets (
