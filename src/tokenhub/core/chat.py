@@ -1,12 +1,8 @@
-"""The chat vocabulary: what both dialects translate through, and what routing reads of a request.
+"""The chat vocabulary: what routing reads of a request, and what an answer used.
 
-Two views of one request:
-
-* ``ChatRequest``: the body's top-level members as raw JSON slices; only what routing needs is
-  decoded. Where client and provider speak the same dialect nothing else ever is.
-* ``Conversation`` and its parts: the full decoding in OpenAI's shape, made only to translate.
-
-``Usage``, ``Delta`` and ``Finish`` are the neutral answer side.
+``ChatRequest`` holds the body's top-level members as raw JSON slices; only what routing needs is
+decoded. Where client and provider speak the same dialect nothing else ever is; where they differ,
+``conversation`` has the full decoding.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tokenhub.providers.anthropic import AnthropicAdapter
 from tokenhub.providers.openai import OpenAIAdapter
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ def adapters(clock: Clock) -> dict[str, Adapter]:
     """The adapter of each provider type."""
     return {
         "openai": OpenAIAdapter(clock),
+        "anthropic": AnthropicAdapter(clock),
         "vllm": OpenAIAdapter(clock, limit_name="max_tokens"),
         "demo": OpenAIAdapter(clock),
     }

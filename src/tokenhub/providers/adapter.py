@@ -68,7 +68,9 @@ class StreamRelay(Protocol):
             what the protocol says. Set before ``started``, nothing is to be written and the
             caller may go elsewhere; after it, the error event was already returned.
         complete: the protocol's own end was seen. The caller need not read on.
-        usage: what the provider reported so far, None when nothing.
+        usage: what the provider reported for the answer so far, None when nothing.
+        early: the prompt's tokens, where a provider reports them before the end; they count when
+            the stream breaks and ``usage`` never comes. Its completion is 0.
         finish_reason: why generation ended, in OpenAI's words (of the first choice to end).
         content_bytes: UTF-8 bytes of generated text, reasoning and tool arguments relayed.
         malformed: events dropped because they were no JSON objects.
@@ -78,6 +80,7 @@ class StreamRelay(Protocol):
     failure: ProviderError | None
     complete: bool
     usage: Usage | None
+    early: Usage | None
     finish_reason: str | None
     content_bytes: int
     malformed: int

@@ -47,6 +47,7 @@ class _Answer(msgspec.Struct):
     usage: dict[str, Any] | None = None
     model: str | None = None
     error: Any = None
+    service_tier: Any = None
 
 
 _answer = msgspec.json.Decoder(_Answer)
@@ -103,7 +104,7 @@ class OpenAIAdapter:
         first = answer.choices[0]
         return Reply(
             body=body,
-            usage=read_usage(answer.usage) if answer.usage else None,
+            usage=read_usage(answer.usage, answer.service_tier) if answer.usage else None,
             finish_reason=first.finish_reason,
             model=answer.model or "",
             content_bytes=0 if answer.usage else _content_bytes(answer.choices),

@@ -44,6 +44,7 @@ class Event(msgspec.Struct):
     choices: list[Choice] | None = None
     usage: dict[str, Any] | None = None
     error: Any = None
+    service_tier: Any = None
     kind: Any = msgspec.field(default=None, name="object")
 
     @property
@@ -52,12 +53,16 @@ class Event(msgspec.Struct):
         return bool(self.error) or (self.kind == "error" and self.choices is None)
 
 
+_STANDARD = frozenset({"default", "auto", "standard"})
 _event = msgspec.json.Decoder(Event)
 decode_lines = _event.decode_lines
 
 
-def read_usage(raw: dict[str, Any]) -> Usage:
-    """Tokens by kind of an OpenAI usage object; what is missing or senseless counts as 0."""
+def read_usage(raw: dict[str, Any], tier: Any = None) -> Usage:
+    """Tokens by kind of an OpenAI usage object; what is missing or senseless counts as 0.
+
+    ``tier`` is the ``service_tier`` beside it.
+    """
     prompt_details = _object(raw.get("prompt_tokens_details"))
     completion_details = _object(raw.get("completion_tokens_details"))
     prompt, completion = _count(raw.get("prompt_tokens")), _count(raw.get("completion_tokens"))
@@ -75,6 +80,9 @@ def read_usage(raw: dict[str, Any]) -> Usage:
         reasoning=min(reasoning, completion),
         audio_in=_count(prompt_details.get("audio_tokens")),
         audio_out=_count(completion_details.get("audio_tokens")),
+        image_in=_count(prompt_details.get("image_tokens")),
+        image_out=_count(completion_details.get("image_tokens")),
+        tier=tier if isinstance(tier, str) and tier not in _STANDARD else "",
     )
 
 
@@ -132,6 +140,7 @@ def read_event(payload: bytes) -> Event | None:
         usage=usage if isinstance(usage, dict) else None,
         error=value.get("error"),
         kind=value.get("object"),
+        service_tier=value.get("service_tier"),
     )
 
 

@@ -41,6 +41,7 @@ class OpenAIRelay:
         self.failure: ProviderError | None = None
         self.complete = False
         self.usage: Usage | None = None
+        self.early: Usage | None = None
         self.finish_reason: str | None = None
         self.content_bytes = 0
         self.malformed = 0
@@ -153,7 +154,7 @@ class OpenAIRelay:
     def _note(self, event: Event) -> bool:
         """Take down what the event says; False when the client must not see it."""
         if event.usage is not None:
-            self.usage = read_usage(event.usage)
+            self.usage = read_usage(event.usage, event.service_tier)
         if not event.choices:
             return self._show_usage or event.usage is None
         for choice in event.choices:

@@ -8,6 +8,7 @@ import msgspec
 
 from tokenhub.providers.demo.answers import IMAGE_TOKENS, Prompt, count
 from tokenhub.providers.demo.script import BadScript
+from tokenhub.providers.openai_writer import usage_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,20 +116,6 @@ class OpenAIDialect:
 def error_object(message: str, kind: str, code: str | None) -> dict[str, Any]:
     """OpenAI's error object."""
     return {"message": message, "type": kind, "param": None, "code": code}
-
-
-def usage_object(usage: Usage) -> dict[str, Any]:
-    """OpenAI's usage object."""
-    return {
-        "prompt_tokens": usage.prompt,
-        "completion_tokens": usage.completion,
-        "total_tokens": usage.total,
-        "prompt_tokens_details": {
-            "cached_tokens": usage.cached_read,
-            "cache_write_tokens": usage.cached_write,
-        },
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
-    }
 
 
 def text_of(content: Any) -> str:
