@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
+
+from tokenhub.core.errors import FailureClass, HubError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tokenhub.access.keys import Grant
     from tokenhub.core.chat import ChatRequest, Usage
-    from tokenhub.core.decision import Attempt, Decision
+    from tokenhub.core.decision import Attempt, Candidate, Decision
+    from tokenhub.core.errors import ProviderError
+
+
+CLIENT_LEFT = 499  # as web servers log it
 
 
 class ClientStream(Protocol):
@@ -68,19 +75,20 @@ class Call:
         attempts: every try, in order, as it ended.
         model_id, provider_id: who answered, "" if nobody.
         usage: tokens of the answer given, None if none was.
-        cost: nano-dollars over all attempts, None when a price is unknown.
         status: HTTP status the client got; 499 when it left first.
         error_class, error: "" when all went well.
         ttft_ms: start to the first byte of a streamed answer.
         streamed: whether bytes of a stream went to the client.
+        malformed: events of the stream that were dropped.
+        ended: monotonic seconds of its end.
     """
 
     __slots__ = (
         "attempts",
         "began",
         "chat",
-        "cost",
         "decision",
+        "ended",
         "endpoint",
         "error",
         "error_class",
@@ -88,14 +96,12 @@ class Call:
         "grant",
         "malformed",
         "model_id",
-        "overhead_ms",
         "provider_id",
         "request",
         "started_ms",
         "status",
         "streamed",
         "ttft_ms",
-        "upstream_ms",
         "usage",
     )
 
@@ -113,13 +119,39 @@ class Call:
         self.model_id = ""
         self.provider_id = ""
         self.usage: Usage | None = None
-        self.cost: int | None = 0
         self.status = 0
         self.error_class = ""
         self.error = ""
         self.finish_reason: str | None = None
         self.malformed = 0
         self.ttft_ms: float | None = None
-        self.upstream_ms = 0.0
-        self.overhead_ms = 0.0
         self.streamed = False
+        self.ended = 0.0
+
+    def answered(self, candidate: Candidate, usage: Usage, finish_reason: str | None) -> None:
+        """A provider has answered, at least in part."""
+        self.model_id = candidate.model_id
+        self.provider_id = candidate.provider_id
+        self.usage = usage
+        self.finish_reason = finish_reason
+        self.status = 200
+
+    def broke(self, failure: ProviderError) -> None:
+        """The stream broke after content had gone to the client."""
+        self.error_class = failure.kind
+        self.error = failure.message
+
+    def failed(self, error: BaseException) -> None:
+        """The client got an error, or left."""
+        if isinstance(error, HubError):
+            self.status = error.status
+            self.error_class = error.code or error.type
+            self.error = error.message
+        elif isinstance(error, asyncio.CancelledError):
+            self.status = CLIENT_LEFT
+            self.error_class = FailureClass.CANCELLED
+            self.error = "The client left before its answer was complete."
+        else:
+            self.status = 500
+            self.error_class = "internal_error"
+            self.error = type(error).__name__

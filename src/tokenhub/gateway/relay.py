@@ -58,13 +58,14 @@ class Relay:
             self._tail = self._broken(error)
         finally:
             timer.cancel()
-        if self._wire.failure is not None and self.stream is None:
-            raise self._wire.failure
+        if self.stream is None:
+            if self._wire.failure is not None:
+                raise self._wire.failure
+            self._start()
 
     def finish(self) -> None:
         """Send the tail and close: properly if the answer is whole, else so that it shows."""
-        if self.stream is None:
-            self.stream = self._open_stream()
+        assert self.stream is not None
         self.stream.write(self._tail)
         if self._wire.failure is None:
             self.stream.end()

@@ -1,0 +1,150 @@
+"""One try at one candidate: reserve, send, relay, settle."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from tokenhub.core.errors import FailureClass, ProviderError, TransportError
+from tokenhub.gateway.call import Answer
+from tokenhub.gateway.relay import Relay
+
+if TYPE_CHECKING:
+    from tokenhub.access.ledger import Hold, Ledger
+    from tokenhub.core.bounds import Measure
+    from tokenhub.core.chat import ChatRequest
+    from tokenhub.gateway.call import Call, ClientStream
+    from tokenhub.gateway.lanes import Lane
+    from tokenhub.providers.upstream import Answer as Upstream
+    from tokenhub.providers.upstream import Timeouts
+    from tokenhub.routing.retry import Failover, Try
+
+EVENT_STREAM = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+)
+
+# After these the provider may have worked, and will bill for it.
+_MAYBE_BILLED = frozenset({FailureClass.TIMEOUT, FailureClass.RESET, FailureClass.GARBAGE})
+
+
+class Attempt:
+    """One try.
+
+    Args:
+        call: the request it belongs to.
+        chat, size: what is asked, and how large that is.
+        plan, step: the failover it is part of.
+        lane: the way to the provider.
+    """
+
+    def __init__(
+        self, call: Call, chat: ChatRequest, size: Measure, plan: Failover, step: Try, lane: Lane
+    ) -> None:
+        self._call = call
+        self._chat = chat
+        self._size = size
+        self._plan = plan
+        self._step = step
+        self._lane = lane
+
+    async def run(self, ledger: Ledger, timeouts: Timeouts) -> Answer | None:
+        """Ask the provider and give its answer to the client.
+
+        Raises:
+            ProviderError: it failed and the client has got nothing, so another may be asked.
+            HubError: the request cannot be sent, to anybody or for this money.
+        """
+        call, chat, step, lane = self._call, self._chat, self._step, self._lane
+        model = step.candidate.model
+        limit = ledger.bound(
+            call.grant, model, self._size, max_tokens=chat.max_tokens, choices=chat.choices
+        )
+        cap = _lowest(limit.max_tokens, step.candidate.output_cap)
+        request = lane.adapter.request(chat, lane.target, max_tokens=cap)
+        async with ledger.spend(call.grant, call.request.id, step.number, model, limit) as hold:
+            hold.note(sent=True)
+            try:
+                answer = await lane.upstream.send(
+                    lane.origin, request, self._limits(timeouts), stream=chat.stream
+                )
+                if answer.status != 200:
+                    body = await answer.read()
+                    raise lane.adapter.failure(answer.status, answer.headers, body)
+                if chat.stream:
+                    await self._stream(answer, hold)
+                    return None
+                return await self._whole(answer, hold)
+            except TransportError as error:
+                failure = ProviderError(error.kind, error.message, sent=error.sent)
+                _refund(failure, hold)
+                raise failure from None
+            except ProviderError as error:
+                _refund(error, hold)
+                raise
+
+    def _limits(self, timeouts: Timeouts) -> Timeouts:
+        step = self._step
+        return replace(timeouts, first_byte=step.first_token_s, total=step.left_s)
+
+    async def _whole(self, answer: Upstream, hold: Hold) -> Answer:
+        lane, chat = self._lane, self._chat
+        assert answer.body is not None
+        reply = lane.adapter.reply(chat, lane.target, answer.body, answer.headers)
+        hold.note(content_bytes=reply.content_bytes, usage=reply.usage)
+        await hold.settle()
+        self._plan.succeeded(self._step, hold.cost)
+        self._call.answered(self._step.candidate, hold.usage, reply.finish_reason)
+        return Answer(reply.body, self._headers())
+
+    async def _stream(self, answer: Upstream, hold: Hold) -> None:
+        call, lane, step = self._call, self._lane, self._step
+        wire = lane.adapter.relay(self._chat, lane.target)
+        relay = Relay(answer, wire, self._open_stream, step.first_token_s)
+        try:
+            await relay.run()
+        finally:
+            # Also when the client leaves: what was generated so far is what it costs.
+            hold.note(content_bytes=wire.content_bytes, usage=wire.usage)
+            call.malformed = wire.malformed
+            if relay.stream is not None:
+                call.answered(step.candidate, hold.usage, wire.finish_reason)
+        await hold.settle(flag="" if wire.failure is None else "cut")
+        if wire.failure is None:
+            self._plan.succeeded(step, hold.cost)
+        else:
+            self._plan.failed(step, wire.failure, hold.cost)
+            call.broke(wire.failure)
+        relay.finish()
+
+    def _open_stream(self) -> ClientStream:
+        self._plan.first_token(self._step)
+        self._call.streamed = True
+        self._call.ttft_ms = self._step.ttft_ms
+        return self._call.request.open_stream(200, [*EVENT_STREAM, *self._headers()])
+
+    def _headers(self) -> list[tuple[bytes, bytes]]:
+        candidate = self._step.candidate
+        decision = self._call.decision
+        assert decision is not None
+        return [
+            (b"x-tokenhub-model", candidate.model_id.encode()),
+            (b"x-tokenhub-provider", candidate.provider_id.encode()),
+            (b"x-tokenhub-reason", decision.reason.encode()),
+            (b"x-tokenhub-attempts", b"%d" % self._step.number),
+            *self._lane.adapter.notes(self._chat, self._lane.target),
+        ]
+
+
+def _refund(error: ProviderError, hold: Hold) -> None:
+    # An error answer is not billed. A silent or broken provider may have worked on the prompt:
+    # leaving the hold as noted books that.
+    if not error.sent or error.status is not None or error.kind not in _MAYBE_BILLED:
+        hold.release()
+
+
+def _lowest(one: int | None, two: int | None) -> int | None:
+    if one is None or two is None:
+        return two if one is None else one
+    return min(one, two)

@@ -1,0 +1,144 @@
+"""READ THIS FIRST: the way of one chat request, top to bottom.
+
+    1 ADMIT     the key's limits have room; the body can be read
+    2 DECIDE    which models may answer, best first, and why
+    3 DISPATCH  reserve the money, call the provider; when it fails, go on to the next
+    4 RELAY     the answer to the client, whole or as a stream
+    5 SETTLE    the books are closed before the last byte; what happened is told to observers
+
+Between 3 and 4 lies the line of no return: once a byte has gone to the client, no other
+provider is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from tokenhub.core.bounds import BYTES_PER_TOKEN, measure_chat
+from tokenhub.core.chat import parse_chat
+from tokenhub.core.decision import RouteQuery
+from tokenhub.core.errors import ProviderError
+from tokenhub.gateway.attempt import Attempt
+from tokenhub.gateway.call import Call
+from tokenhub.routing.retry import Stop, Try, Wait
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from tokenhub.access.keys import Grant
+    from tokenhub.access.ledger import Ledger
+    from tokenhub.access.limits import KeyLimits
+    from tokenhub.core.bounds import Measure
+    from tokenhub.core.chat import ChatRequest
+    from tokenhub.core.clock import Clock
+    from tokenhub.core.decision import Decision
+    from tokenhub.gateway.call import Answer, ClientRequest
+    from tokenhub.gateway.lanes import Lanes
+    from tokenhub.providers.upstream import Timeouts
+    from tokenhub.routing.router import Router
+
+CHAT = "/v1/chat/completions"
+
+
+class Pipeline:
+    """Answers chat requests.
+
+    Args:
+        clock: all times.
+        router: decides, and learns from attempts.
+        ledger: the only way to spend.
+        limits: requests per second and at once, per key.
+        lanes: the ways to the providers.
+        timeouts: connect and idle; first byte and total are set per attempt.
+        deadline_s: for a whole request, all attempts together.
+        observers: told of each call when it is over; they must not wait.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        router: Router,
+        ledger: Ledger,
+        limits: KeyLimits,
+        lanes: Lanes,
+        timeouts: Timeouts,
+        deadline_s: float,
+        observers: Iterable[Callable[[Call], None]] = (),
+    ) -> None:
+        self._clock = clock
+        self._router = router
+        self._ledger = ledger
+        self._limits = limits
+        self._lanes = lanes
+        self._timeouts = timeouts
+        self._deadline_s = deadline_s
+        self._observers = tuple(observers)
+
+    async def chat(self, request: ClientRequest, grant: Grant) -> Answer | None:
+        """Answer one request: whole, or None when the answer was streamed.
+
+        Raises:
+            HubError: what the client gets instead.
+        """
+        call = Call(request, grant, CHAT, self._clock.now_ms(), self._clock.monotonic())
+        try:
+            with self._limits.admit(grant):
+                chat = call.chat = parse_chat(request.body)
+                size = measure_chat(chat)
+                decision = call.decision = self._decide(call, chat, size)
+                return await self._dispatch(call, chat, size, decision)
+        except BaseException as error:
+            call.failed(error)
+            raise
+        finally:
+            self._settle(call)
+
+    def _decide(self, call: Call, chat: ChatRequest, size: Measure) -> Decision:
+        grant = call.grant
+        return self._router.decide(
+            RouteQuery(
+                request_id=call.request.id,
+                model=chat.model,
+                key_mode=grant.mode,
+                input_tokens=size.text // BYTES_PER_TOKEN,
+                input_bound=size.text,
+                max_tokens=chat.max_tokens,
+                choices=chat.choices,
+                tools=chat.has("tools"),
+                images=size.images > 0,
+                stream=chat.stream,
+                models=grant.models,
+                allow_fallback=grant.allow_fallback,
+                key_id=grant.key_id,
+            ),
+            unavailable=self._lanes.unavailable(),
+        )
+
+    async def _dispatch(
+        self, call: Call, chat: ChatRequest, size: Measure, decision: Decision
+    ) -> Answer | None:
+        plan = self._router.failover(decision, deadline=call.began + self._deadline_s)
+        call.attempts = plan.attempts
+        while True:
+            match plan.next():
+                case Try() as step:
+                    try:
+                        lane = self._lanes.to(step.candidate.model)
+                        attempt = Attempt(call, chat, size, plan, step, lane)
+                        return await attempt.run(self._ledger, self._timeouts)
+                    except ProviderError as error:
+                        plan.failed(step, error)
+                    except BaseException:
+                        plan.cancelled(step)
+                        raise
+                case Wait(seconds):
+                    await asyncio.sleep(seconds)
+                case Stop(error):
+                    raise error
+
+    def _settle(self, call: Call) -> None:
+        call.ended = self._clock.monotonic()
+        for observe in self._observers:
+            observe(call)
