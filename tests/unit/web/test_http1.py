@@ -32,7 +32,7 @@ def chunked(body, size, path=b"/", extra=b""):
 
 async def until(condition):
     async with asyncio.timeout(10):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  # the server offers no event for it
             await asyncio.sleep(0.001)
 
 
