@@ -63,7 +63,9 @@ def _bad(setting: str, url: str, why: str) -> UsageFault:
 def _host_and_port(text: str, default: int) -> tuple[str, int]:
     if text.startswith("["):
         host, _, after = text[1:].partition("]")
-        port = after.removeprefix(":") if after.startswith(":") else ""
+        if after and not after.startswith(":"):
+            return "", 0
+        port = after.removeprefix(":")
     else:
         host, _, port = text.partition(":")
         if ":" in port:

@@ -123,12 +123,16 @@ def json_object(given: str, what: str) -> bytes:
     """
     text = json_text(given, what)
     value = parse_json(text, what)
+    try:
+        raw = text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageFault(f"The {what} is not UTF-8 text.") from error
     if not isinstance(value, dict):
         raise UsageFault(
             f"The {what} must be a JSON object, not {_kind(value)}.",
             hint="""Write it as '{"name": "value"}'.""",
         )
-    return text.encode()
+    return raw
 
 
 def parse_json(text: str, what: str) -> Any:

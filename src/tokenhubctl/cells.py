@@ -29,7 +29,8 @@ def number(value: Any) -> str:
     """A whole number without a point, another with two decimals."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return text(value) if value is not None else MISSING
-    return str(int(value)) if value == int(value) else f"{value:.2f}"
+    whole = math.isfinite(value) and value == int(value)
+    return str(int(value)) if whole else f"{value:.2f}"
 
 
 def yes_no(value: Any) -> str:

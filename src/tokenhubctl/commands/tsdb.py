@@ -29,7 +29,7 @@ def metrics(session: Session) -> View:
     return document(session.get(address.path("tsdb", "metrics")))
 
 
-@tsdb.command("query", literal=True)
+@tsdb.command("query")
 @click.argument("parameters", metavar="PARAMETER...", nargs=-1, required=True)
 @pass_session
 def query(session: Session, parameters: tuple[str, ...]) -> View:
