@@ -1,0 +1,375 @@
+"""The ledger: the only way to spend.
+
+    bound = ledger.bound(grant, model, size, max_tokens=chat.max_tokens)
+    async with ledger.spend(grant, request_id, attempt, model, bound) as hold:
+        hold.note(sent=True)                   # reserved, durably; the provider may bill from here
+        ...
+        await hold.settle(usage)               # durable before the last byte goes out
+
+What decides is ``settled + reserved + bound <= budget`` for the key's month, day and total. The
+sums are kept in memory, where one loop decides without waiting, and in the database, where a
+CHECK holds the same line. Both change by the same batches, and this process owns the file.
+
+A hold that is left without ``settle`` or ``release``, by whatever exception, is settled at what
+was noted, without waiting. One that a dead process left open is settled at its bound, flagged
+``crash``, at the next start.
+
+Keys without a budget are booked the same, but reserve without waiting for the disk; their
+settlement waits only if not even the opening of their attempt is durable yet. So no answer ever
+leaves without a row.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tokenhub.access import recovery
+from tokenhub.access.accounts import (
+    DAY,
+    DAY_MS,
+    KINDS,
+    MONTH,
+    TOTAL,
+    Account,
+    Books,
+    day_of,
+    day_start_ms,
+)
+from tokenhub.access.hold import Hold
+from tokenhub.access.refusals import over_budget, unpriced, unwritten
+from tokenhub.access.writer import Writer
+from tokenhub.core.bounds import Bound, bound
+from tokenhub.core.money import cost
+
+if TYPE_CHECKING:
+    from tokenhub.access.accounts import Budgeted
+    from tokenhub.access.batch import Batch
+    from tokenhub.core.bounds import Measure
+    from tokenhub.core.catalog import Model
+    from tokenhub.core.chat import Usage
+    from tokenhub.core.clock import Clock
+    from tokenhub.storage.database import Database
+
+GRACE = 60.0
+"""Seconds for which keys without a budget are served while the books cannot be written."""
+
+_LOW_EVERY = 256  # batches between two notes of the oldest open attempt
+_FURTHER = ("audio_in", "audio_out", "image_in", "image_out", "cached_write_1h", "tier")
+
+
+class Ledger:
+    """All keys' money. Make it with ``open``; use it from one loop only.
+
+    Attributes:
+        crashed: attempts that a dead process had left open, settled at this start.
+    """
+
+    def __init__(self, db: Database, clock: Clock, start: recovery.Start) -> None:
+        self._db = db
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._writer = Writer(db, clock, self._note_low)
+        self._epoch = start.epoch
+        self._next_attempt = start.next_attempt
+        self._next_account = start.next_account
+        self._high_ms = day_start_ms(start.last_day) if start.last_day else 0
+        self._day = 0
+        self._until_ms = 0
+        self._books: dict[str, Books] = {}
+        self._holds: dict[int, Hold] = {}
+        self._batches = 0
+        self._closed = False
+        self.crashed = start.crashed
+        self._load(start.accounts)
+
+    @classmethod
+    async def open(cls, db: Database, clock: Clock) -> Ledger:
+        """Start the books: attempts that a dead process left open are settled at their bound."""
+        now_ms = clock.now_ms()
+        return cls(db, clock, await db.write(partial(recovery.start, now_ms=now_ms)))
+
+    @property
+    def epoch(self) -> int:
+        """The number of this run of the server."""
+        return self._epoch
+
+    @property
+    def failing(self) -> bool:
+        """The books cannot be written now."""
+        return self._writer.failing_since is not None
+
+    @property
+    def open_holds(self) -> int:
+        """Attempts under way."""
+        return len(self._holds)
+
+    def bound(
+        self,
+        grant: Budgeted,
+        model: Model,
+        size: Measure,
+        *,
+        max_tokens: int | None = None,
+        choices: int = 1,
+        output: bool = True,
+    ) -> Bound:
+        """What an attempt may cost at most, its output lowered to what the key can pay now.
+
+        Use it at once: the room it was made for is not held yet.
+
+        Raises:
+            InvalidRequest: ``model_unpriced``: the key has a budget, the model no price.
+            PaymentRequired: not even 16 tokens of output can be paid for.
+        """
+        tightest = self._current(grant).tightest()
+        room = None if tightest is None else max(tightest.room, 0)
+        found = bound(size, model, max_tokens=max_tokens, choices=choices, room=room, output=output)
+        if tightest is not None:
+            if not found.priced:
+                raise unpriced(model)
+            if found.nano > max(tightest.room, 0):
+                raise over_budget(tightest, found.nano)
+        return found
+
+    def room(self, grant: Budgeted) -> int | None:
+        """Nano-dollars a key may still reserve, None without a budget."""
+        tightest = self._current(grant).tightest()
+        return None if tightest is None else max(tightest.room, 0)
+
+    def spend(
+        self, grant: Budgeted, request_id: str, attempt: int, model: Model, bound: Bound
+    ) -> Hold:
+        """The money for one attempt: ``async with`` reserves it and sees it settled.
+
+        Entering raises:
+            PaymentRequired: the key cannot pay ``bound``.
+            InvalidRequest: ``model_unpriced``.
+            Unavailable: the books cannot be written.
+        """
+        return Hold(self, grant, request_id, attempt, model, bound)
+
+    def adopt(self, grant: Budgeted) -> None:
+        """Put a key's changed budgets in force now instead of at its next request."""
+        self._current(grant)
+        self._writer.schedule()
+
+    def accounts(self, key_id: str) -> dict[str, Account]:
+        """A key's running month, day and total, by kind; empty when it never spent. Read only."""
+        books = self._books.get(key_id)
+        if books is None:
+            return {}
+        if books.day.period != self._today():
+            books = self._turn(key_id, books)
+        return {account.kind: account for account in books.accounts}
+
+    def reserve(self, hold: Hold) -> asyncio.Future[None] | None:
+        """Reserve a hold's bound; a future if it may not be spent before that is durable."""
+        books = self._current(hold.grant)
+        nano = hold.reserved
+        waits = False
+        if books.limited:
+            self._admit(books, hold.model, hold.bound, nano)
+            waits = nano > 0
+        if self._closed or self._writer.failing_since is not None:
+            self._refuse_unwritten(waits=waits)
+        month, day = books.month, books.day
+        for account in (month, day, books.total):
+            account.reserved += nano
+        hold.id = number = self._next_attempt
+        self._next_attempt = number + 1
+        hold.closed = False
+        hold.books = books
+        hold.batch = batch = self._writer.pending
+        self._holds[number] = hold
+        model = hold.model
+        prices = model.prices
+        row = (
+            number,
+            month.key_id,
+            month.period,
+            day.period,
+            hold.request_id,
+            hold.attempt,
+            model.id,
+            model.provider_id,
+            nano,
+            prices.source,
+            prices.version,
+            self._epoch,
+            self._clock.now_ms(),
+        )
+        batch.open(books, row)
+        self._writer.schedule()
+        if not waits:
+            return None
+        future = self._loop.create_future()
+        batch.reserving.append(future)
+        return future
+
+    def settle(
+        self, hold: Hold, usage: Usage, flag: str, *, wait: bool = True
+    ) -> asyncio.Future[None] | None:
+        """Close a hold at what its usage costs; a future if that must become durable first."""
+        if hold.closed:
+            raise RuntimeError("the hold is closed: an attempt is settled once")
+        hold.cost = amount = cost(usage, hold.model.prices)
+        settled, overrun = _split(hold, amount or 0)
+        hold.overrun = overrun
+        flag = flag or ("overrun" if overrun else "")
+        flag = flag or ("counted" if usage.source == "counted" else "")
+        values = (
+            usage.prompt,
+            usage.completion,
+            usage.cached_read,
+            usage.cached_write,
+            usage.reasoning,
+            _further(usage),
+        )
+        self._close(hold, ("settled", settled, overrun, *values, flag))
+        durable = hold.batch.durable and not (hold.reserved and hold.books.limited)
+        if durable or not wait or self._writer.failing_since is not None:
+            return None
+        future = self._loop.create_future()
+        self._writer.pending.settling.append(future)
+        return future
+
+    def release(self, hold: Hold) -> None:
+        """Close a hold at nothing; a second time is allowed."""
+        if not hold.closed:
+            hold.cost = 0
+            self._close(hold, ("released", 0, 0, 0, 0, 0, 0, 0, "", ""))
+
+    async def flush(self) -> None:
+        """Wait until everything booked so far is durable.
+
+        Raises:
+            Unavailable: it cannot be written now.
+        """
+        await self._writer.flush()
+
+    async def close(self) -> None:
+        """Write what is booked and end the epoch.
+
+        What cannot be written, and holds that are still open, the next start takes for crashed.
+        """
+        self._closed = True
+        if await self._writer.stop() and not self._holds:
+            now_ms = self._clock.now_ms()
+            await self._db.write(
+                partial(recovery.end, epoch=self._epoch, low_id=self._next_attempt, now_ms=now_ms)
+            )
+
+    def booked(self, key_id: str, kind: str, period: int, settled: int, overrun: int) -> None:
+        """Take over what an entry, now durable, added to an account."""
+        for account in self.accounts(key_id).values():
+            if account.kind == kind and account.period == period:
+                account.settled += settled
+                account.overrun += overrun
+
+    def today(self) -> int:
+        """The UTC day, YYYYMMDD, in which is reserved now."""
+        return self._today()
+
+    def _admit(self, books: Books, model: Model, bound: Bound, nano: int) -> None:
+        if not bound.priced:
+            raise unpriced(model)
+        for account in books.limited:
+            if nano and account.room < nano:
+                raise over_budget(account, nano)
+
+    def _close(self, hold: Hold, values: tuple[str | int, ...]) -> None:
+        hold.closed = True
+        del self._holds[hold.id]
+        reserved = hold.reserved
+        _, settled, overrun, *_ = values
+        for account in hold.books.accounts:
+            account.reserved -= reserved
+            account.settled += settled  # type: ignore[operator]
+            account.overrun += overrun  # type: ignore[operator]
+        row = (*values, self._clock.now_ms(), hold.id)
+        self._writer.pending.close(hold.books, row, reserved)
+        self._writer.schedule()
+
+    def _current(self, grant: Budgeted) -> Books:
+        books = self._books.get(grant.key_id)
+        if books is None or books.day.period != self._today():
+            books = self._turn(grant.key_id, books)
+        if books.grant is not grant:
+            for account in books.adopt(grant):
+                self._writer.pending.limit(account)
+        return books
+
+    def _today(self) -> int:
+        # It never goes back: the past's money is not handed out again when the clock is set back.
+        now_ms = self._clock.now_ms()
+        if now_ms >= self._until_ms:
+            self._high_ms = max(now_ms, self._high_ms)
+            self._day = day_of(self._high_ms)
+            self._until_ms = day_start_ms(self._day) + DAY_MS
+        return self._day
+
+    def _periods(self) -> dict[str, int]:
+        day = self._today()
+        return {MONTH: day // 100, DAY: day, TOTAL: 0}
+
+    def _turn(self, key_id: str, books: Books | None) -> Books:
+        """A key's books for today: accounts whose period still runs are carried over."""
+        old = {account.kind: account for account in books.accounts} if books else {}
+        found = {}
+        for kind, period in self._periods().items():
+            account = old.get(kind)
+            if account is None or account.period != period:
+                account = self._account(key_id, kind, period)
+            found[kind] = account
+        turned = books.turned(found) if books else Books(found[MONTH], found[DAY], found[TOTAL])
+        self._books[key_id] = turned
+        return turned
+
+    def _account(self, key_id: str, kind: str, period: int) -> Account:
+        number = self._next_account
+        self._next_account = number + 1
+        return Account(number, key_id, kind, period)
+
+    def _load(self, accounts: list[Account]) -> None:
+        periods = self._periods()
+        running: dict[str, dict[str, Account]] = {}
+        for account in accounts:
+            if account.period == periods[account.kind]:
+                running.setdefault(account.key_id, {})[account.kind] = account
+        for key_id, found in running.items():
+            for kind in KINDS:
+                if kind not in found:
+                    found[kind] = self._account(key_id, kind, periods[kind])
+            self._books[key_id] = Books(found[MONTH], found[DAY], found[TOTAL])
+
+    def _refuse_unwritten(self, *, waits: bool) -> None:
+        since = self._writer.failing_since
+        graced = since is not None and self._clock.monotonic() - since < GRACE
+        if self._closed or waits or not graced:
+            raise unwritten()
+
+    def _note_low(self, batch: Batch) -> None:
+        # Keeps the search for open rows short at a start after a crash.
+        self._batches += 1
+        if self._batches % _LOW_EVERY == 0:
+            batch.low(next(iter(self._holds), self._next_attempt), self._epoch)
+
+
+def _split(hold: Hold, amount: int) -> tuple[int, int]:
+    """What of an amount the accounts can still take, and the rest."""
+    extra = amount - hold.reserved
+    if extra <= 0:
+        return amount, 0
+    # Not ``limited``: a budget may have been set since the hold's day ended.
+    room = min(account.room for account in hold.books.accounts)
+    taken = min(extra, max(room, 0))
+    return hold.reserved + taken, extra - taken
+
+
+def _further(usage: Usage) -> str:
+    found = {kind: value for kind in _FURTHER if (value := getattr(usage, kind))}
+    return msgspec.json.encode(found).decode() if found else ""
