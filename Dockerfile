@@ -13,7 +13,7 @@ RUN python -m venv /build \
          --require-hashes -r requirements/runtime.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY src/ src/
-RUN /build/bin/python -m hatchling build --target wheel /wheel \
+RUN /build/bin/python -m hatchling build --target wheel --directory /wheel \
     && /build/bin/uv pip install --python /opt/tokenhub/bin/python --compile-bytecode \
          --no-deps /wheel/*.whl
 

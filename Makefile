@@ -154,4 +154,4 @@ endif
 	@umask 022; $(UV_INSTALL) --require-hashes --requirement requirements/dev.txt && touch $@
 
 build/wheel/.built: .venv/.run pyproject.toml README.md $(shell find src -type f -not -name '*.pyc')
-	@umask 022; rm -rf build/wheel && $(PY) -m hatchling build --target wheel build/wheel >/dev/null && touch $@
+	@umask 022; rm -rf build/wheel && $(PY) -m hatchling build --target wheel --directory build/wheel >/dev/null && touch $@

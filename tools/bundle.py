@@ -127,9 +127,8 @@ def build_command_line(uv: Path, wheel: Path, lock: Path, out: Path) -> None:
         pins = Path(folder, "pins.txt")
         pins.write_text(locked(lock, COMMAND_LINE_PACKAGES), encoding="utf-8")
         files = packages(uv, RUNNING, "--require-hashes", "--requirement", pins)
-    files |= {
-        name: body for name, body in own(uv, wheel).items() if name.startswith("tokenhubctl/")
-    }
+    files |= own(uv, wheel, "tokenhubctl")
+    files = {name: body for name, body in files.items() if not name.endswith(".so")}
     files["__main__.py"] = COMMAND_LINE_MAIN
     write_program(out / "tokenhubctl", with_bytecode(files))
 

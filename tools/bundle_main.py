@@ -42,7 +42,7 @@ def use_python(versions: list[str]) -> None:
                 os.execv(found, [found, *sys.argv])
     fail(
         f"carries packages for Python {', '.join(versions)}; {sys.executable} is {THIS_PYTHON}. "
-        f"Install one of those, or build anew with BUILD_PYTHONS={THIS_PYTHON} make build."
+        f"Install one of those, or build with others: make build BUILD_PYTHONS=..."
     )
 
 
@@ -59,11 +59,14 @@ def usable(folder: Path) -> bool:
 def cache_places() -> list[Path]:
     """Where unpacked programs may live, best first."""
     named = os.environ.get("TOKENHUB_CACHE_DIR")
-    caches = os.environ.get("XDG_CACHE_HOME") or os.environ.get("HOME", "/") + "/.cache"
-    return [
-        Path(named) if named else Path(caches) / "tokenhub",
-        Path(tempfile.gettempdir()) / f"tokenhub-{os.geteuid()}",
-    ]
+    caches = os.environ.get("XDG_CACHE_HOME")
+    places = [Path(tempfile.gettempdir()) / f"tokenhub-{os.geteuid()}"]
+    if named:
+        places.insert(0, Path(named))
+    elif caches or os.environ.get("HOME"):
+        home = Path(caches) if caches else Path(os.environ["HOME"]) / ".cache"
+        places.insert(0, home / "tokenhub")
+    return places
 
 
 def cache_root() -> Path:

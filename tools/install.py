@@ -89,14 +89,6 @@ def put(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def completion(program: Path, shell: str) -> str:
-    """The completion script that the program's own parser writes."""
-    environment = os.environ | {"_TOKENHUBCTL_COMPLETE": f"{shell}_source"}
-    return subprocess.run(
-        [program], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True
-    ).stdout.decode()
-
-
 def manuals(release: Path) -> dict[str, str]:
     """Page name → text, written from the installed programs themselves."""
     script = Path(__file__).with_name("manpages.py")
@@ -116,7 +108,8 @@ def install(places: argparse.Namespace) -> None:
     """Build a release, put it to use, say where it is."""
     release = build_release(places.share_dir, places.uv, only_wheel(places.wheel), places.lock)
     pages = manuals(release)
-    scripts = {shell: completion(release / "bin" / "tokenhubctl", shell) for shell in COMPLETIONS}
+    command_line = release / "bin" / "tokenhubctl"
+    scripts = {shell: run(command_line, "completion", shell) for shell in COMPLETIONS}
     current = places.share_dir / "current"
     point(current, release)
     for program in PROGRAMS:

@@ -8,6 +8,7 @@ content is never printed.
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import stat
@@ -16,7 +17,6 @@ import sys
 import time
 from pathlib import Path
 
-TRIES = 30
 READ_COMMANDS = (
     ["docker", "compose", "exec", "-T", "tokenhub", "cat", "/data/env"],
     ["docker", "exec", "tokenhub-tokenhub-1", "cat", "/data/env"],
@@ -86,13 +86,17 @@ def write_private(path: Path, content: str) -> None:
 
 def main() -> int:
     """Exit code 0 also when no token came: the container runs all the same."""
+    parser = argparse.ArgumentParser(description="Sync the container's token to ~/.tokenhub/env.")
+    parser.add_argument("--tries", type=int, default=30)
+    parser.add_argument("--pause", type=float, default=1.0, help="seconds between two tries")
+    options = parser.parse_args()
     os.umask(0o077)
     path = Path.home() / ".tokenhub" / "env"
     port = os.environ.get("TOKENHUB_PORT") or "8080"
-    content = wait_for_container(TRIES, float(os.environ.get("WRITE_ENV_PAUSE", "1")))
+    content = wait_for_container(options.tries, options.pause)
     if content is None:
         print(
-            f"warning: the container gave no token in {TRIES} tries; {path} is unchanged. "
+            f"warning: the container gave no token in {options.tries} tries; {path} is unchanged. "
             "Look at `make status` and `make logs`, then run `make _write-env`.",
             file=sys.stderr,
         )
