@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import secrets
 import stat
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 LOCK_NAME = ".lock"
 MAX_FILE = 1024 * 1024  # token and key files are tiny; more than this is a mistake or an attack
 
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -48,7 +50,7 @@ class DataDir:
             raise
 
     def lock(self) -> None:
-        """Hold the directory for this process until ``close`` or exit.
+        """Hold the directory for this process until ``close`` or exit; remove a crash's leavings.
 
         Raises:
             StorageRefused: another server holds it.
@@ -63,6 +65,7 @@ class DataDir:
                 "its own directory with TOKENHUB_DB_DSN."
             ) from error
         self._lock = descriptor
+        self._sweep()
 
     def read(self, name: str) -> bytes | None:
         """The content of a file; None when there is none.
@@ -132,6 +135,12 @@ class DataDir:
             )
         if stat.S_IMODE(info.st_mode) != 0o700:
             os.fchmod(self._directory, 0o700)
+
+    def _sweep(self) -> None:
+        # What a crash left between making a temporary file and renaming it may hold a secret.
+        for name in os.listdir(self._directory):
+            if _TEMPORARY.fullmatch(name):
+                os.unlink(name, dir_fd=self._directory)
 
     def _require_replaceable(self, name: str) -> None:
         try:
