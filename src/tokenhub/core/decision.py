@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from tokenhub.core.bounds import Measure
 from tokenhub.core.catalog import Model
 
 AUTO = "auto"
@@ -36,7 +37,7 @@ class Mode(enum.StrEnum):
 MODES = tuple(mode.value for mode in Mode)
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
+class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Ceilings of one request. None = nobody said anything; 0 = no limit, said explicitly."""
 
     max_budget: int | None = None  # nano-dollars
@@ -79,7 +80,7 @@ def _higher(one: int | None, two: int | None) -> int | None:
 NO_LIMITS = Limits()
 
 
-class RouteQuery(msgspec.Struct, frozen=True, kw_only=True):
+class RouteQuery(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What routing needs to know of a request.
 
     Args:
@@ -88,7 +89,7 @@ class RouteQuery(msgspec.Struct, frozen=True, kw_only=True):
         mode: asked for by the client's policy; a mode in the model name comes second.
         key_mode: the mode of the API key, third; the stored default is last.
         input_tokens: best estimate of the prompt.
-        input_bound: upper bound of the prompt, for money; 0 = as ``input_tokens``.
+        size: the request as it is bounded for money; None = ``input_tokens`` of plain text.
         max_tokens: the client's output limit, None if none.
         choices: how many answers are asked for (``n``); each costs its output.
         tools, images: what the model must be able to do.
@@ -105,7 +106,7 @@ class RouteQuery(msgspec.Struct, frozen=True, kw_only=True):
     mode: str = ""
     key_mode: str = ""
     input_tokens: int = 0
-    input_bound: int = 0
+    size: Measure | None = None
     max_tokens: int | None = None
     choices: int = 1
     tools: bool = False
@@ -168,7 +169,8 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         score: lower is better, in every mode; exactly the sum of ``terms`` in their order.
         cost: what the request is expected to cost here; None = the price is unknown.
-        bound: the most it can cost with the output limit in force; None = unknown.
+        bound: the most it can cost with the output limit in force; None = the price is unknown,
+            or no limit on money was set.
         output_cap: ``max_tokens`` to send so that the budget holds; None = as the client said.
         expected_ms: the time that ``max_latency_ms`` was compared with; 0 = unknown.
         propensity: probability that this model is put first.
@@ -247,7 +249,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
         return self.candidates[0].propensity
 
 
-class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One try at one candidate, as it ended.
 
     Attributes:

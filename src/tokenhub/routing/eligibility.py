@@ -1,14 +1,16 @@
 """Hard constraints: which models may answer a request, and for each other one the rule it breaks.
 
-What costs money is bounded from above: the whole prompt at the dearest input price and the output
-limit. What is a time is expected, from the last minutes.
+What costs money is bounded from above, as the ledger bounds it. What is a time is expected, from
+the last minutes.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tokenhub.core.bounds import Measure, bound
 from tokenhub.core.decision import DEFAULT_OUTPUT_TOKENS, Filtered, ModelView, ProviderView
+from tokenhub.core.money import FEMTO_PER_NANO, at_prompt, output_price
 from tokenhub.routing.scoring import Fit
 
 if TYPE_CHECKING:
@@ -18,8 +20,8 @@ if TYPE_CHECKING:
     from tokenhub.core.decision import Evidence, Limits, RouteQuery
     from tokenhub.routing.rules import Rules
 
-FEMTO_PER_NANO = 1_000_000
 MARGIN = 1.15  # on the estimated prompt, against the context window
+UNLIMITED = 1 << 40  # output tokens; any budget affords fewer
 
 UNKNOWN_PROVIDER = ProviderView()
 UNKNOWN_MODEL = ModelView()
@@ -32,9 +34,6 @@ CLOSED_REASONS = {
     "quota": "provider_quota",
 }
 """Why a provider takes no request now → the reason under which its models are filtered."""
-
-PASSING = {*CLOSED_REASONS.values(), "vault_locked", "latency_exceeded"}
-"""Reasons that can go away without anybody changing the request or the catalog."""
 
 
 class Screen:
@@ -68,47 +67,64 @@ class Screen:
         self._budget = limits.max_budget or 0
         self._latency = limits.max_latency_ms or 0
         self._weight = limits.min_weight or 0
-        self._bound = query.input_bound or query.input_tokens
+        self._size = query.size or Measure(text=query.input_tokens)
         self._room = DEFAULT_OUTPUT_TOKENS if query.max_tokens is None else query.max_tokens
+        self._output = self._room * query.choices
         self._prompt = int(query.input_tokens * MARGIN)
 
     def judge(self, model: Model) -> Fit | Filtered:
         """Whether a model may answer; the first rule it breaks if not."""
         fit = self._measure(model)
-        fault = next(self._faults(model, fit), None)
-        return fit if fault is None else fault
+        for fault in self._faults(model, fit):
+            return fault
+        return fit
 
     def every_fault(self, model: Model) -> list[Filtered]:
         """All rules a model breaks."""
         return list(self._faults(model, self._measure(model)))
 
     def _measure(self, model: Model) -> Fit:
-        query, evidence = self._query, self._evidence
+        evidence = self._evidence
         view = evidence.providers.get(model.provider_id, UNKNOWN_PROVIDER)
         own = evidence.models.get(model.id, UNKNOWN_MODEL)
-        latency = own.usual_ms or view.usual_ms
         # A whole answer's time says nothing about a stream's first token, nor the other way.
-        if query.stream:
+        if self._query.stream:
             expected = own.ttft_ms or view.ttft_ms
         else:
             expected = own.latency_ms or view.latency_ms
+        most, cap = self._bound(model) if self._budget else (None, None)
+        return Fit(
+            model,
+            self._estimate(model),
+            most,
+            cap,
+            expected,
+            own.usual_ms or view.usual_ms,
+            view.error_rate,
+        )
+
+    def _estimate(self, model: Model) -> int | None:
         prices = model.prices
-        if prices.input is None or prices.output is None:
-            return Fit(model, None, None, None, expected, latency, view.error_rate)
-        output = self._room * query.choices * prices.output
-        cost = -(-(query.input_tokens * prices.input + output) // FEMTO_PER_NANO)
-        dearest = max(prices.input, prices.cached_write or 0)
-        bound = -(-(self._bound * dearest + output) // FEMTO_PER_NANO)
-        cap = None
-        if self._budget and bound <= self._budget and query.max_tokens is None and output:
-            left = self._budget * FEMTO_PER_NANO - self._bound * dearest
-            cap = left // (query.choices * prices.output)
-            if model.max_output_tokens:
-                cap = min(cap, model.max_output_tokens)
-            bound = -(
-                -(self._bound * dearest + cap * query.choices * prices.output) // FEMTO_PER_NANO
-            )
-        return Fit(model, cost, bound, cap, expected, latency, view.error_rate)
+        if prices.input is None:
+            return None
+        tokens = self._query.input_tokens
+        if prices.tiers:
+            prices = at_prompt(prices, tokens)
+        femto = tokens * (prices.input or 0) + self._output * output_price(prices) + prices.request
+        return (femto + FEMTO_PER_NANO // 2) // FEMTO_PER_NANO
+
+    def _bound(self, model: Model) -> tuple[int | None, int | None]:
+        """The most the request can cost here, and the output limit that keeps it in the budget."""
+        query = self._query
+        most = bound(self._size, model, max_tokens=self._room, choices=query.choices)
+        if not most.priced:
+            return None, None
+        if query.max_tokens is not None or most.nano > self._budget:
+            return most.nano, None
+        most = bound(
+            self._size, model, max_tokens=UNLIMITED, choices=query.choices, room=self._budget
+        )
+        return most.nano, most.max_tokens
 
     def _faults(self, model: Model, fit: Fit) -> Iterator[Filtered]:
         query = self._query
@@ -127,12 +143,15 @@ class Screen:
             yield _fault(model, "weight_below_minimum", self._weight, model.weight)
         if (window := model.max_context_tokens) and (needed := self._needed(model)) > window:
             yield _fault(model, "context_overflow", window, needed)
-        yield from self._closed(model)
-        if self._budget:
-            if fit.bound is None:
-                yield _fault(model, "price_unknown", self._budget)
-            elif fit.bound > self._budget:
-                yield _fault(model, "budget_exceeded", self._budget, fit.bound)
+        if missing := self._evidence.unavailable.get(model.provider_id):
+            yield _fault(model, missing)
+        view = self._evidence.providers.get(model.provider_id)
+        if view is not None and view.closed:
+            yield _fault(model, CLOSED_REASONS[view.closed], view.retry_ms)
+        if self._budget and fit.bound is None:
+            yield _fault(model, "price_unknown", self._budget)
+        if self._budget and fit.bound is not None and fit.bound > self._budget:
+            yield _fault(model, "budget_exceeded", self._budget, fit.bound)
         if self._latency and fit.expected_ms > self._latency:
             yield _fault(model, "latency_exceeded", self._latency, round(fit.expected_ms, 1))
 
@@ -143,14 +162,6 @@ class Screen:
         if model.max_output_tokens:
             room = min(room, model.max_output_tokens)
         return self._prompt + room
-
-    def _closed(self, model: Model) -> Iterator[Filtered]:
-        evidence = self._evidence
-        if missing := evidence.unavailable.get(model.provider_id):
-            yield _fault(model, missing)
-        view = evidence.providers.get(model.provider_id)
-        if view is not None and view.closed:
-            yield _fault(model, CLOSED_REASONS[view.closed], view.retry_ms)
 
 
 def _fault(model: Model, reason: str, limit: float | str = "", value: float | str = "") -> Filtered:

@@ -18,15 +18,16 @@ from tokenhub.core.errors import (
     UpstreamFailed,
     VaultLocked,
 )
-from tokenhub.routing.eligibility import PASSING
+from tokenhub.core.money import format_usd
+from tokenhub.routing.eligibility import CLOSED_REASONS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tokenhub.core.decision import Attempt, Decision, Evidence, Filtered, RouteQuery
 
-NANO = 1_000_000_000
 SHOWN = 20
+_REOPENING = frozenset(CLOSED_REASONS.values())  # with these the limit is a time, Unix ms
 
 # In the order in which the rules are tried: a model that fell at a later one came closer.
 _ORDER = (
@@ -180,7 +181,7 @@ def _say(text: str, fault: Filtered) -> str:
 
 
 def _dollars(nano: float | str) -> str:
-    return f"${nano / NANO:.9f}".rstrip("0").rstrip(".") if isinstance(nano, int | float) else "?"
+    return f"${format_usd(nano)}" if isinstance(nano, int) else ""
 
 
 def _alternative(query: RouteQuery) -> str | None:
@@ -195,7 +196,7 @@ def _retry_after(
     waits = [
         one.limit - evidence.at_ms
         for one in filtered
-        if one.reason in PASSING and isinstance(one.limit, int) and one.limit > evidence.at_ms
+        if one.reason in _REOPENING and isinstance(one.limit, int) and one.limit > evidence.at_ms
     ]
     if not waits or not evidence.at_ms:
         return ()
