@@ -34,23 +34,33 @@ def draw_of(seed: int) -> float:
 
 
 class Ask(NamedTuple):
-    """The four things a decision is made of."""
+    """What a decision is made of."""
 
     query: RouteQuery
     rules: Rules
     evidence: Evidence
     seed: int
+    draw: float
 
 
-def decide(query: RouteQuery, rules: Rules, evidence: Evidence, seed: int) -> Decision:
+def decide(
+    query: RouteQuery, rules: Rules, evidence: Evidence, seed: int, *, draw: float | None = None
+) -> Decision:
     """Choose a model, and the order of those that may follow if it fails.
+
+    Args:
+        query: the request.
+        rules: catalog, aliases and settings in force.
+        evidence: health, arms and what is unavailable.
+        seed: stands for the one random number of the decision.
+        draw: that number itself, to ask what another one would have chosen.
 
     Raises:
         NotFound: code ``model_not_found``.
         InvalidRequest: code ``unknown_mode``.
         HubError: nothing may answer; see ``refusal``.
     """
-    ask = Ask(query, rules, evidence, seed)
+    ask = Ask(query, rules, evidence, seed, draw_of(seed) if draw is None else draw)
     hint = read_hint(query.model, rules, query.models)
     if hint.model is not None:
         return _named(ask, hint.model)
@@ -82,7 +92,7 @@ def _routed(ask: Ask, hinted: str) -> Decision:
     if not fits:
         raise refusal(ask.query, filtered, ask.evidence)
     temperature = ask.rules.settings.exploration_temp
-    candidates, policy = rank(fits, mode, temperature, ask.evidence, draw_of(ask.seed))
+    candidates, policy = rank(fits, mode, temperature, ask.evidence, ask.draw)
     reason = f"routed-weight-{candidates[0].model.weight}"
     return _decision(ask, candidates, filtered, policy, reason, mode=mode, limits=limits)
 
@@ -102,7 +112,7 @@ def _aliased(ask: Ask, alias: Alias) -> Decision:
     # The alias's other variants stand in for one that cannot answer: who made the alias said that
     # any of them may.
     query, variants = ask.query, alias.variants
-    first = pick(alias, query, ask.evidence.turn, draw_of(ask.seed))
+    first = pick(alias, query, ask.evidence.turn, ask.draw)
     order = (variants[first], *variants[:first], *variants[first + 1 :])
     allowed = None if not query.models or alias.name in query.models else frozenset(query.models)
     screen = Screen(query, query.limits, ask.rules, ask.evidence, named=True, allowed=allowed)
@@ -134,7 +144,7 @@ def _stand_ins(
     if not fits:
         return (), filtered
     mode = effective_mode(ask.query, "", ask.rules)
-    ranked, _ = rank(fits, mode, 0.0, ask.evidence, draw_of(ask.seed))
+    ranked, _ = rank(fits, mode, 0.0, ask.evidence, ask.draw)
     if chosen:
         ranked = tuple(msgspec.structs.replace(one, propensity=0.0) for one in ranked)
     return ranked, filtered
@@ -187,7 +197,7 @@ def _decision(
         reason=reason,
         limits=more.pop("limits", ask.query.limits),
         seed=ask.seed,
-        draw=draw_of(ask.seed),
+        draw=ask.draw,
         bucket=bucket_of(ask.query.input_tokens),
         rules=ask.rules.digest,
         evidence=ask.evidence,

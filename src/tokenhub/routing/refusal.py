@@ -126,7 +126,7 @@ def refusal(query: RouteQuery, filtered: Sequence[Filtered], evidence: Evidence)
             hint="Add one with `tokenhubctl model add`.",
         )
     fault = max(filtered, key=lambda one: (_place(one.reason), one.model_id))
-    words = _say(_WORDS.get(fault.reason, fault.reason), fault)
+    words = explain_fault(fault)
     if len(filtered) == 1:
         message = f"`{fault.model_id}` cannot answer: {words}."
     else:
@@ -134,6 +134,11 @@ def refusal(query: RouteQuery, filtered: Sequence[Filtered], evidence: Evidence)
             f"None of {len(filtered)} models may answer. Closest is `{fault.model_id}`: {words}."
         )
     return _error(query, fault, message, filtered, evidence)
+
+
+def explain_fault(fault: Filtered) -> str:
+    """The fault as the second half of a sentence about the model."""
+    return _say(_WORDS.get(fault.reason, fault.reason), fault)
 
 
 def _error(

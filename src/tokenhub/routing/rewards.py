@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from tokenhub.core.errors import FailureClass
+from tokenhub.routing.explain import encode_record
 from tokenhub.routing.health import ATTRIBUTABLE, REJECTIONS
 from tokenhub.routing.rules import encode
 
@@ -129,18 +130,15 @@ class RewardLog:
     Args:
         db: where they go.
         call_later: the loop's; a timer runs only while rows wait.
-        record: turns a decision into the JSON of its record, on the writer's thread.
     """
 
     def __init__(
         self,
         db: Database,
         call_later: Callable[[float, Callable[[], None]], object],
-        record: Callable[[Decision], bytes],
     ) -> None:
         self._db = db
         self._call_later = call_later
-        self._record = record
         self._attempts: list[tuple[Any, ...]] = []
         self._feedback: list[dict[str, Any]] = []
         self._decisions: list[tuple[Decision, tuple[Attempt, ...], str, int]] = []
@@ -226,7 +224,7 @@ class RewardLog:
             answered,
             outcome,
             decision.rules,
-            self._record(decision).decode(),
+            encode_record(decision).decode(),
             msgspec.json.encode(attempts).decode(),
         )
 

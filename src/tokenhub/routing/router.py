@@ -16,8 +16,8 @@ from collections import OrderedDict
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tokenhub.core.decision import Evidence, Mode
-from tokenhub.core.errors import InvalidRequest, NotFound
+from tokenhub.core.decision import Decision, Evidence, Mode
+from tokenhub.core.errors import HubError, InvalidRequest, NotFound
 from tokenhub.routing.decide import decide
 from tokenhub.routing.health import Health
 from tokenhub.routing.retry import FIRST_TOKEN_S, Failover, RetryBudget
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from tokenhub.core.catalog import Catalog
     from tokenhub.core.clock import Clock
-    from tokenhub.core.decision import Attempt, Decision, RouteQuery
+    from tokenhub.core.decision import Attempt, RouteQuery
     from tokenhub.routing.aliases import Alias
     from tokenhub.routing.rewards import RewardLog
 
@@ -101,10 +101,23 @@ class Router:
         """
         turn = self._turn(query.model)
         evidence = self._evidence(query, unavailable, turn)
-        decision = decide(query, self.rules, evidence, self.seed_of(query.request_id))
+        seed = self.seed_of(query.request_id)
+        try:
+            decision = decide(query, self.rules, evidence, seed)
+        except HubError as error:
+            self._refused(query, evidence, seed, error)
+            raise
         if decision.alias:
             self._turns[decision.alias] = turn + 1
         return decision
+
+    def _refused(self, query: RouteQuery, evidence: Evidence, seed: int, error: HubError) -> None:
+        if self._log is None or not query.request_id:
+            return
+        nobody = Decision(
+            query=query, candidates=(), evidence=evidence, seed=seed, rules=self.rules.digest
+        )
+        self.finish(nobody, (), error.code or error.type)
 
     def simulate(
         self,

@@ -33,10 +33,10 @@ class SettingsFields(
 ):
     """A change: what is not named stays, null goes back to the environment's value."""
 
-    default_mode: str | None | msgspec.UnsetType = msgspec.UNSET
-    default_max_budget_usd: Number | None | msgspec.UnsetType = msgspec.UNSET
-    default_max_latency_ms: int | None | msgspec.UnsetType = msgspec.UNSET
-    exploration_temp: float | None | msgspec.UnsetType = msgspec.UNSET
+    default_mode: str | msgspec.UnsetType | None = msgspec.UNSET
+    default_max_budget_usd: Number | msgspec.UnsetType | None = msgspec.UNSET
+    default_max_latency_ms: int | msgspec.UnsetType | None = msgspec.UNSET
+    exploration_temp: float | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class Stored(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
