@@ -72,7 +72,7 @@ class Client:
             raw = answer.read()
         try:
             return json.loads(raw) if raw else {}
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ApiError(
                 answer.status,
                 f"The server's answer is not JSON: {excerpt(raw)}",
@@ -188,7 +188,7 @@ def to_error(answer: Answer, raw: bytes) -> ApiError:
         )
     try:
         body = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         body = None
     found = body.get("error") if isinstance(body, dict) else None
     if isinstance(found, str):

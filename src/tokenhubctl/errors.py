@@ -35,6 +35,9 @@ class CliError(Exception):
         if code is not None:
             self.code = code
 
+    def __str__(self) -> str:
+        return self.message
+
 
 class UsageFault(CliError):
     """An argument is missing, surplus or malformed; nothing was sent."""

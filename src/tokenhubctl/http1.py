@@ -119,8 +119,10 @@ NOT_TOKENHUB = "Is TOKENHUB_URL the address of a TokenHub server? See `tokenhubc
 
 
 def _size(text: str, base: int) -> int:
+    digits = text.strip()
     try:
-        return int(text.strip(), base)
+        # int() alone would also take a sign and underscores.
+        return int(digits if digits.isalnum() else "", base)
     except ValueError as error:
         raise Unreachable("The answer's length cannot be read.", hint=NOT_TOKENHUB) from error
 
@@ -144,7 +146,6 @@ def request(
         limits: time limits.
     """
     proxy = proxy_for(endpoint)
-    connection = connect(endpoint, proxy, limits)
     path = endpoint.base + target
     if proxy is not None and not endpoint.tls:
         path = f"http://{endpoint.authority}{path}"
@@ -157,8 +158,10 @@ def request(
     }
     if body is not None:
         lines["Content-Length"] = str(len(body))
+    data = render_head(f"{method} {path} HTTP/1.1", lines) + (body or b"")
+    connection = connect(endpoint, proxy, limits)
     try:
-        _send(connection, render_head(f"{method} {path} HTTP/1.1", lines) + (body or b""), limits)
+        _send(connection, data, limits)
     except BaseException:
         connection.close()
         raise
