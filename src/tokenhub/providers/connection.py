@@ -142,7 +142,7 @@ class Connection(asyncio.Protocol):
         elif now >= self._total:
             self._expire("the answer took longer than the limit for the whole request")
         elif self._stream is not None and self._stream.paused:
-            self._deadline = now + self._idle
+            self._deadline = max(self._deadline, now + self._idle)
         elif self._active:
             # Set by whatever read brought, cleared here: no look at the clock for each read.
             self._active = False
@@ -169,12 +169,12 @@ class Connection(asyncio.Protocol):
             stream.fail(error)
 
     def touch(self) -> None:
-        """Begin the idle limit anew: reading was resumed."""
-        self._active = True
+        """Begin the idle limit anew: reading was resumed. Before the first byte it has no say."""
+        self._active = self._size > 0
 
     def set_reading(self, reading: bool) -> None:  # noqa: FBT001 - a switch
         """Read from the socket, or leave the bytes in the kernel so that the sender must wait."""
-        if reading is self._reading or self._closed:
+        if reading is self._reading or not self.usable():
             return
         self._reading = reading
         if reading:
@@ -186,7 +186,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport; also called by hand behind a proxy's tunnel."""
-        self._transport = transport  # type: ignore[assignment]  # TLS transports are no Transport
+        self._transport = transport  # type: ignore[assignment]  # uvloop's is no subclass
 
     def data_received(self, data: bytes) -> None:
         """Parse one read, then hand on what it brought: headers, body, end or error."""
@@ -249,13 +249,13 @@ class Connection(asyncio.Protocol):
         """Check what the parser does not."""
         assert self._parser is not None
         self._status = status = self._parser.get_status_code()
+        if status == 101:
+            self._stop("the answer switches protocols")
+        if not 100 <= status <= 599:
+            self._stop(f"the answer has the status {status}")
         if status < 200:
-            if status == 101:
-                self._stop("the answer switches protocols")
             return
         headers = self._headers
-        if status > 599:
-            self._stop(f"the answer has the status {status}")
         if headers.get(b"content-encoding", b"identity").lower() not in {b"identity", b""}:
             self._stop("the answer is compressed, which was not asked for")
         if headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import socket
 import ssl
 from ipaddress import ip_address
@@ -108,7 +109,9 @@ class Dialer:
         except socket.gaierror as error:
             raise _failed(origin, f"the name does not resolve: {error.strerror}") from None
         except OSError as error:
-            raise _failed(origin, error.strerror or type(error).__name__) from None
+            # asyncio words an error of the system differently from uvloop, its number is the same.
+            known = os.strerror(error.errno) if error.errno else error.strerror
+            raise _failed(origin, known or type(error).__name__) from None
 
     async def _addresses(self, origin: Origin) -> list[str]:
         """Every address of the origin, resolved now and all allowed."""
@@ -196,8 +199,7 @@ class _Tunnel(asyncio.Protocol):
         await self._answered
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = transport  # type: ignore[assignment]  # uvloop's is no subclass
 
     def data_received(self, data: bytes) -> None:
         self._head += data
