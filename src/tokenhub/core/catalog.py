@@ -60,8 +60,8 @@ class Prices(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Model(msgspec.Struct, frozen=True, kw_only=True):
     """One routable entry: a model at a provider, with weight, context size and prices.
 
-    ``input_per_1k`` and ``output_per_1k`` are dollars per 1000 tokens as the admin wrote them
-    (decimal text, "" = not given). ``upstream_name`` is what the provider calls it; "" = the id.
+    The four ``…_per_1k`` are dollars per 1000 tokens as the admin wrote them (decimal text,
+    "" = not given); ``prices`` is what holds. ``upstream_name`` is what the provider calls it; "" = the id.
     """
 
     id: str
@@ -70,6 +70,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     max_context_tokens: int = 0  # 0 = unknown, treated as unlimited
     input_per_1k: str = ""
     output_per_1k: str = ""
+    cached_read_per_1k: str = ""
+    cached_write_per_1k: str = ""
     enabled: bool = True
     pricing_source: str = "manual"
     upstream_name: str = ""

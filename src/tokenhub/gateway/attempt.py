@@ -11,7 +11,8 @@ from tokenhub.gateway.call import Answer
 from tokenhub.gateway.relay import Relay
 
 if TYPE_CHECKING:
-    from tokenhub.access.ledger import Hold, Ledger
+    from tokenhub.access.hold import Hold
+    from tokenhub.access.ledger import Ledger
     from tokenhub.core.bounds import Measure
     from tokenhub.core.chat import ChatRequest
     from tokenhub.gateway.call import Call, ClientStream

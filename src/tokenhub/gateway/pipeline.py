@@ -103,7 +103,7 @@ class Pipeline:
                 model=chat.model,
                 key_mode=grant.mode,
                 input_tokens=size.text // BYTES_PER_TOKEN,
-                input_bound=size.text,
+                size=size,
                 max_tokens=chat.max_tokens,
                 choices=chat.choices,
                 tools=chat.has("tools"),

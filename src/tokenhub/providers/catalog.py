@@ -14,22 +14,24 @@ from msgspec.structs import asdict, replace
 
 from tokenhub.core.catalog import Catalog, Model, Prices, Provider
 from tokenhub.core.errors import Conflict, InvalidRequest, NotFound
+from tokenhub.core.money import format_per_1k, parse_per_1k
 from tokenhub.providers.egress import parse_base_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from tokenhub.core.clock import Clock
     from tokenhub.storage.database import Also, Database, Transaction
 
 TYPES = ("openai", "anthropic", "vllm", "demo")
 DEFAULT_BASE_URL = {"openai": "https://api.openai.com", "anthropic": "https://api.anthropic.com"}
 API_VERSIONS = ("", "2023-06-01", "2026-10-21")
+PRICES = ("input_per_1k", "output_per_1k", "cached_read_per_1k", "cached_write_per_1k")
 PRICING_SOURCES = ("manual", "catalogue", "litellm", "provider")
 
 _PROVIDER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 _MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}\Z")
 _MAX_TOKENS = 1_000_000_000
-_MAX_PRICE = Decimal(10_000)
 
 DEMO_PROVIDER = Provider(id="demo", type="demo", source="runtime", origin="demo:")
 
@@ -39,10 +41,6 @@ class PriceBook(Protocol):
 
     def find(self, provider_type: str, model: str) -> Prices | None:
         """The catalogue's prices, or None where it does not know the model."""
-        ...
-
-    def manual(self, input_per_1k: str, output_per_1k: str) -> Prices:
-        """Prices the admin wrote, dollars per 1000 tokens as decimal text."""
         ...
 
 
@@ -72,6 +70,8 @@ class ModelFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     max_output_tokens: int | UnsetType = UNSET
     input_per_1k: Decimal | UnsetType | None = UNSET
     output_per_1k: Decimal | UnsetType | None = UNSET
+    cached_read_per_1k: Decimal | UnsetType | None = UNSET
+    cached_write_per_1k: Decimal | UnsetType | None = UNSET
     pricing_source: str | UnsetType = UNSET
     enabled: bool | UnsetType = UNSET
     upstream_name: str | UnsetType = UNSET
@@ -96,8 +96,9 @@ class CatalogStore:
     either all of a change or nothing of it.
     """
 
-    def __init__(self, db: Database, prices: PriceBook, *, demo: bool) -> None:
+    def __init__(self, db: Database, clock: Clock, prices: PriceBook, *, demo: bool) -> None:
         self._db = db
+        self._clock = clock
         self._prices = prices
         self._demo = demo
         self._lock = asyncio.Lock()
@@ -188,7 +189,7 @@ class CatalogStore:
         return ProviderChange(before, after, credential, drops)
 
     def _provider_id(self, fields: ProviderFields, id: str | None) -> str:  # noqa: A002
-        given = _given(fields.id, id or "")
+        given: str = _given(fields.id, id or "")
         if not given:
             raise InvalidRequest("The field `id` is missing.", param="id")
         if id is not None and given != id:
@@ -261,7 +262,7 @@ class CatalogStore:
                 )
 
             def save(tx: Transaction) -> None:
-                tx.execute(_PROVIDER_UPSERT, _provider_row(change.after))
+                tx.execute(_PROVIDER_UPSERT, _provider_row(change.after, self._clock.now_ms()))
                 for step in within:
                     step(tx)
                 if also is not None:
@@ -322,7 +323,7 @@ class CatalogStore:
             before, after = self._check_model(fields, id)
 
             def save(tx: Transaction) -> None:
-                tx.execute(_MODEL_UPSERT, _model_row(after))
+                tx.execute(_MODEL_UPSERT, _model_row(after, self._clock.now_ms()))
                 if also is not None:
                     also(tx, public_model(before) if before else None, public_model(after))
 
@@ -401,7 +402,7 @@ class CatalogStore:
 
     def _prices_of(self, model: Model) -> Prices:
         if model.input_per_1k or model.output_per_1k:
-            return self._prices.manual(model.input_per_1k, model.output_per_1k)
+            return _manual(model)
         kind = self._providers[model.provider_id].type
         return self._prices.find(kind, model.name_upstream) or Prices()
 
@@ -435,12 +436,9 @@ def public_model(model: Model) -> dict[str, Any]:
     """A model as the admin API shows it; prices in dollars per 1000 tokens, null = unknown."""
     shown = asdict(model)
     prices: Prices = shown.pop("prices")
-    for name, known in (("input_per_1k", prices.input), ("output_per_1k", prices.output)):
-        written = shown[name]
-        # femto-dollars per token x 1000 tokens = 1e-12 dollars
-        shown[name] = (
-            Decimal(written) if written else None if known is None else Decimal(known).scaleb(-12)
-        )
+    for name in PRICES:
+        known: int | None = getattr(prices, name.removesuffix("_per_1k"))
+        shown[name] = None if known is None else Decimal(format_per_1k(known))
     if not (model.input_per_1k or model.output_per_1k):
         shown["pricing_source"] = prices.source
         shown["pricing_version"] = prices.version
@@ -453,21 +451,24 @@ def _changes(fields: ModelFields) -> dict[str, Any]:
         for name in fields.__struct_fields__
         if name != "id" and (value := getattr(fields, name)) is not UNSET
     }
-    for name in ("input_per_1k", "output_per_1k"):
+    for name in PRICES:
         if name in given:
-            given[name] = _price_text(name, given[name])
+            price = given[name]
+            given[name] = "" if price is None else format_per_1k(parse_per_1k(price, name))
             given.setdefault("pricing_source", "manual")
     return given
 
 
-def _price_text(name: str, price: Decimal | None) -> str:
-    if price is None:
-        return ""
-    if not price.is_finite() or not 0 <= price <= _MAX_PRICE:
-        raise InvalidRequest(f"`{name}` must be between 0 and {_MAX_PRICE} dollars.", param=name)
-    if price and price.adjusted() < -12:
-        raise InvalidRequest(f"`{name}` is finer than 1e-12 dollars.", param=name)
-    return format(price.normalize(), "f")
+def _manual(model: Model) -> Prices:
+    """The admin's prices; of input and output, what was not given is free."""
+    read, write = model.cached_read_per_1k, model.cached_write_per_1k
+    return Prices(
+        input=parse_per_1k(model.input_per_1k or "0", "input_per_1k"),
+        output=parse_per_1k(model.output_per_1k or "0", "output_per_1k"),
+        cached_read=parse_per_1k(read, "cached_read_per_1k") if read else None,
+        cached_write=parse_per_1k(write, "cached_write_per_1k") if write else None,
+        source="manual",
+    )
 
 
 def _check_ranges(model: Model) -> None:
@@ -503,13 +504,13 @@ def _unknown(noun: str, name: str, known: Iterable[str]) -> NotFound:
     )
 
 
-_PROVIDER_COLUMNS = "id, type, base_url, enabled, cred_store, api_version, origin"
+_PROVIDER_COLUMNS = "id, type, base_url, enabled, cred_store, api_version"
 _PROVIDER_UPSERT = (
-    f"INSERT INTO providers ({_PROVIDER_COLUMNS}) "  # noqa: S608
-    "VALUES (:id, :type, :base_url, :enabled, :cred_store, :api_version, :origin) "
+    f"INSERT INTO providers ({_PROVIDER_COLUMNS}, created_at, updated_at) "  # noqa: S608
+    "VALUES (:id, :type, :base_url, :enabled, :cred_store, :api_version, :now, :now) "
     "ON CONFLICT (id) DO UPDATE SET type = excluded.type, base_url = excluded.base_url, "
     "enabled = excluded.enabled, cred_store = excluded.cred_store, "
-    "api_version = excluded.api_version, origin = excluded.origin"
+    "api_version = excluded.api_version, updated_at = excluded.updated_at"
 )
 _MODEL_FIELDS = (
     "id",
@@ -519,6 +520,8 @@ _MODEL_FIELDS = (
     "max_output_tokens",
     "input_per_1k",
     "output_per_1k",
+    "cached_read_per_1k",
+    "cached_write_per_1k",
     "pricing_source",
     "enabled",
     "upstream_name",
@@ -527,14 +530,16 @@ _MODEL_FIELDS = (
     "images",
 )
 _MODEL_COLUMNS = ", ".join(_MODEL_FIELDS)
+_MODEL_CHANGES = ", ".join(f"{name} = excluded.{name}" for name in _MODEL_FIELDS[1:])
 _MODEL_UPSERT = (
-    f"INSERT INTO models ({_MODEL_COLUMNS}) VALUES ({', '.join(':' + f for f in _MODEL_FIELDS)}) "  # noqa: S608
-    f"ON CONFLICT (id) DO UPDATE SET {', '.join(f'{f} = excluded.{f}' for f in _MODEL_FIELDS[1:])}"
+    f"INSERT INTO models ({_MODEL_COLUMNS}, created_at, updated_at) "  # noqa: S608
+    f"VALUES ({', '.join(':' + f for f in _MODEL_FIELDS)}, :now, :now) "
+    f"ON CONFLICT (id) DO UPDATE SET {_MODEL_CHANGES}, updated_at = excluded.updated_at"
 )
 
 
 def _provider_of(row: tuple[Any, ...]) -> Provider:
-    id_, kind, base_url, enabled, cred_store, api_version, origin = row
+    id_, kind, base_url, enabled, cred_store, api_version = row
     return Provider(
         id=id_,
         type=kind,
@@ -542,14 +547,14 @@ def _provider_of(row: tuple[Any, ...]) -> Provider:
         enabled=bool(enabled),
         cred_store=cred_store,
         api_version=api_version,
-        origin=origin,
+        origin=parse_base_url(base_url).origin if base_url else "demo:",
     )
 
 
-def _provider_row(provider: Provider) -> dict[str, Any]:
+def _provider_row(provider: Provider, now_ms: int) -> dict[str, Any]:
     row = asdict(provider)
-    del row["source"]
-    return row | {"enabled": int(provider.enabled)}
+    del row["source"], row["origin"]
+    return row | {"enabled": int(provider.enabled), "now": now_ms}
 
 
 def _model_of(row: tuple[Any, ...]) -> Model:
@@ -559,8 +564,9 @@ def _model_of(row: tuple[Any, ...]) -> Model:
     return Model(**values)
 
 
-def _model_row(model: Model) -> dict[str, Any]:
-    return {
+def _model_row(model: Model, now_ms: int) -> dict[str, Any]:
+    row = {
         name: int(value) if isinstance(value := getattr(model, name), bool) else value
         for name in _MODEL_FIELDS
     }
+    return row | {"now": now_ms}

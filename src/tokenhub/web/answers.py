@@ -49,6 +49,7 @@ def error_answer(error: HubError, dialect: str, request: Request) -> Response:
         body = {"error": error.message} | common
     headers = [*error.headers, *PRIVATE]
     # The official SDKs retry 409, 429 and 5xx by themselves, which would multiply our own tries.
-    if not isinstance(error, RateLimited) and (b"x-should-retry", b"true") not in headers:
+    said = any(name == b"x-should-retry" for name, _ in headers)
+    if not said and not isinstance(error, RateLimited):
         headers.append((b"x-should-retry", b"false"))
     return Response(status, _encode(body), headers)

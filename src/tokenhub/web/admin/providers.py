@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec.structs import asdict
+
 from tokenhub.core.fields import decode_fields
 from tokenhub.providers.catalog import (
     CatalogStore,
@@ -18,11 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tokenhub.core.catalog import Provider
+    from tokenhub.providers.discovery import Discovered
     from tokenhub.vault.vault import Vault
     from tokenhub.web.admin.audited import Auditor
     from tokenhub.web.http import Request, Response
 
-    Discover = Callable[[Provider], Awaitable[list[dict[str, object]]]]
+    Discover = Callable[[Provider], Awaitable[list[Discovered]]]
 
 
 def secret_name(provider_id: str) -> str:
@@ -90,7 +93,8 @@ class ProviderAdmin:
             for model in self._catalog.current.models.values()
             if model.provider_id == provider.id
         }
-        models = [one | {"registered": one["id"] in registered} for one in found]
+        models = [asdict(one) | {"registered": one.id in registered} for one in found]
+        models.sort(key=lambda one: str(one["id"]))
         return json_answer({"provider_id": provider.id, "models": models, "total": len(models)})
 
     async def _save(self, request: Request, change: ProviderChange, verb: str) -> Provider:

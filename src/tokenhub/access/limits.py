@@ -1,0 +1,203 @@
+"""How often and how many at once: per API key, and per client address."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import TYPE_CHECKING
+
+from tokenhub.core.errors import RateLimited
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
+
+    from tokenhub.access.keys import Grant
+    from tokenhub.core.clock import Clock
+
+MAX_ADDRESSES = 100_000
+UNLIMITED = -1
+
+
+class Bucket:
+    """A token bucket that starts full: ``rate`` tokens a second, ``burst`` at most."""
+
+    __slots__ = ("_at", "_tokens")
+
+    def __init__(self, burst: float, now: float) -> None:
+        self._tokens = burst
+        self._at = now
+
+    def take(self, rate: float, burst: float, now: float) -> float:
+        """Take one token: 0, or the seconds until there is one."""
+        tokens = min(burst, self._tokens + max(0.0, now - self._at) * rate)
+        self._at = max(now, self._at)
+        if tokens >= 1.0:
+            self._tokens = tokens - 1.0
+            return 0.0
+        self._tokens = tokens
+        return (1.0 - tokens) / rate
+
+
+class Admission:
+    """A request under way, counted against its key until it leaves the ``with`` block."""
+
+    __slots__ = ("_key_id", "_running")
+
+    def __init__(self, running: dict[str, int], key_id: str) -> None:
+        self._running = running
+        self._key_id = key_id
+
+    def __enter__(self) -> None:
+        running, key_id = self._running, self._key_id
+        running[key_id] = running.get(key_id, 0) + 1
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        running, key_id = self._running, self._key_id
+        left = running[key_id] - 1
+        if left:
+            running[key_id] = left
+        else:
+            del running[key_id]
+
+
+class KeyLimits:
+    """The limits of a key: requests per second, requests at once.
+
+    Args:
+        clock: monotonic time.
+        default_rps: for keys with ``rate_limit_rps`` 0; 0 = no limit.
+        default_burst: for the same keys; a key with a rate of its own may burst to twice that.
+    """
+
+    def __init__(self, clock: Clock, *, default_rps: int = 0, default_burst: int = 1) -> None:
+        self._clock = clock
+        self._default = (float(default_rps), float(default_burst))
+        self._buckets: dict[str, Bucket] = {}
+        self._running: dict[str, int] = {}
+
+    def admit(self, grant: Grant) -> Admission:
+        """Count a request.
+
+        Raises:
+            RateLimited: too many per second or at once; says which and for how long.
+        """
+        key_id = grant.key_id
+        rate = grant.rate_limit_rps
+        if rate >= 0:
+            self._take(key_id, rate)
+        if grant.max_concurrent and self._running.get(key_id, 0) >= grant.max_concurrent:
+            raise _refusal(
+                f"This key may have {grant.max_concurrent} requests under way at once.",
+                "concurrency_limited",
+                1.0,
+            )
+        return Admission(self._running, key_id)
+
+    def running(self, key_id: str) -> int:
+        """Requests of a key under way."""
+        return self._running.get(key_id, 0)
+
+    def retain(self, key_ids: Sequence[str]) -> None:
+        """Forget the keys that are gone."""
+        for key_id in self._buckets.keys() - set(key_ids):
+            del self._buckets[key_id]
+
+    def _take(self, key_id: str, own: int) -> None:
+        rate, burst = (float(own), 2.0 * own) if own else self._default
+        if not rate:
+            return
+        now = self._clock.monotonic()
+        bucket = self._buckets.get(key_id)
+        if bucket is None:
+            bucket = self._buckets[key_id] = Bucket(burst, now)
+        wait = bucket.take(rate, burst, now)
+        if wait:
+            raise _refusal(f"This key may send {rate:g} requests per second.", "rate_limited", wait)
+
+
+class AddressLimiter:
+    """Requests per second of one client address, whatever key it shows.
+
+    The address is the connection's own; ``X-Forwarded-For`` counts only when a trusted proxy sent
+    it, and then its last entry that is no trusted proxy.
+
+    Args:
+        clock: monotonic time.
+        rps, burst: of one address.
+        proxies: networks of trusted proxies, ``10.0.0.0/8``.
+    """
+
+    def __init__(self, clock: Clock, rps: int, burst: int, proxies: Sequence[str] = ()) -> None:
+        self._clock = clock
+        self._rate = float(rps)
+        self._burst = float(max(burst, 1))
+        self._proxies = tuple(ip_network(one, strict=False) for one in proxies)
+        self._buckets: OrderedDict[str, Bucket] = OrderedDict()
+
+    def check(self, peer: str, headers: Mapping[bytes, bytes]) -> None:
+        """Count a request.
+
+        Raises:
+            RateLimited: too many per second.
+        """
+        address = self._client(peer, headers) if self._proxies else peer
+        now = self._clock.monotonic()
+        bucket = self._buckets.get(address)
+        if bucket is None:
+            bucket = self._buckets[address] = Bucket(self._burst, now)
+            if len(self._buckets) > MAX_ADDRESSES:
+                self._buckets.popitem(last=False)
+        else:
+            self._buckets.move_to_end(address)
+        wait = bucket.take(self._rate, self._burst, now)
+        if wait:
+            raise _refusal(
+                f"An address may send {self._rate:g} requests per second here.",
+                "rate_limited",
+                wait,
+            )
+
+    def _client(self, peer: str, headers: Mapping[bytes, bytes]) -> str:
+        if not _within(peer, self._proxies):
+            return peer
+        hops = headers.get(b"x-forwarded-for", b"").decode("latin-1").split(",")
+        for hop in reversed([text.strip() for text in hops]):
+            if not _is_address(hop):
+                break
+            if not _within(hop, self._proxies):
+                return hop
+        return peer
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+@lru_cache(maxsize=4096)
+def _within(text: str, networks: tuple[IPv4Network | IPv6Network, ...]) -> bool:
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return False
+    return any(address in network for network in networks)
+
+
+def _refusal(message: str, code: str, wait: float) -> RateLimited:
+    seconds = max(1, int(wait + 0.999))
+    return RateLimited(
+        message,
+        code=code,
+        hint=f"Try again in {seconds} s.",
+        headers=((b"retry-after", b"%d" % seconds), (b"retry-after-ms", b"%d" % (wait * 1000 + 1))),
+    )

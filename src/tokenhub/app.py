@@ -1,0 +1,356 @@
+"""The composition root: where concrete classes meet. ``build`` reads as the parts list."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvloop
+
+from tokenhub import __version__
+from tokenhub.access.admin_token import AdminToken
+from tokenhub.access.keys import DEMO_FILE, Keys, load_pepper
+from tokenhub.access.ledger import Ledger
+from tokenhub.access.limits import AddressLimiter, KeyLimits
+from tokenhub.core.clock import SystemClock
+from tokenhub.core.errors import HubError
+from tokenhub.gateway.lanes import Lanes
+from tokenhub.gateway.pipeline import Pipeline
+from tokenhub.providers import adapters
+from tokenhub.providers.catalog import CatalogStore
+from tokenhub.providers.demo import DemoProvider, DemoUpstream
+from tokenhub.providers.discovery import Discovered, discover
+from tokenhub.providers.egress import EgressPolicy
+from tokenhub.providers.prices import PriceBook
+from tokenhub.providers.transport import HttpTransport
+from tokenhub.providers.upstream import Timeouts
+from tokenhub.routing.router import Router
+from tokenhub.storage.database import StorageRefused
+from tokenhub.storage.files import DataDir
+from tokenhub.storage.sqlite import SqliteDatabase
+from tokenhub.telemetry.audit import Audit
+from tokenhub.vault.vault import Vault
+from tokenhub.web.admin.keys import KeyAdmin
+from tokenhub.web.admin.models import ModelAdmin
+from tokenhub.web.admin.providers import ProviderAdmin, secret_name
+from tokenhub.web.admin.server import ServerAdmin
+from tokenhub.web.admin.vault import VaultAdmin
+from tokenhub.web.api.chat import ChatApi
+from tokenhub.web.api.health import HealthApi
+from tokenhub.web.api.models import ModelsApi
+from tokenhub.web.edge import Edge
+from tokenhub.web.http1 import HttpServer
+from tokenhub.web.routes import Handlers, routes
+
+if TYPE_CHECKING:
+    from tokenhub.core.catalog import Provider
+    from tokenhub.settings import Settings
+    from tokenhub.web.http import Request, Response
+
+log = logging.getLogger(__name__)
+
+AUTO_LOCK_MS = 30 * 60 * 1000
+KEYS_USED_EVERY = 5.0  # seconds between two writes of the last-used times
+
+
+class App:
+    """A whole server, from its data directory to its socket."""
+
+    def __init__(self, settings: Settings, data: DataDir, db: SqliteDatabase) -> None:
+        self.settings = settings
+        self.data = data
+        self.db = db
+        self.clock = SystemClock()
+        self.vault: Vault
+        self.keys: Keys
+        self.ledger: Ledger
+        self.catalog: CatalogStore
+        self.router: Router
+        self.admin_token: AdminToken
+        self.audit: Audit
+        self.egress: EgressPolicy
+        self.transport: HttpTransport
+        self.server: HttpServer
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    @classmethod
+    async def build(cls, settings: Settings) -> App:
+        """Open the data and put the parts together; nothing listens yet.
+
+        Raises:
+            StorageRefused, HubError: it cannot start; the message says why and what to do.
+        """
+        data = DataDir(settings.data_dir)
+        data.lock()
+        clock = SystemClock()
+        db = await SqliteDatabase.open(Path(settings.db_dsn), clock)
+        app = cls(settings, data, db)
+        app.clock = clock
+        app.audit = Audit(db, clock)
+        app.admin_token = AdminToken.load(data, settings.admin_token or None)
+        app.keys = await Keys.open(db, clock, load_pepper(data))
+        app.vault = await Vault.open(
+            db,
+            clock,
+            enabled=settings.vault_enabled,
+            auto_lock_ms=0 if settings.vault_password else AUTO_LOCK_MS,
+        )
+        app.vault.on_lock.append(lambda reason: app.audit.own("vault.lock", "vault", reason))
+        if settings.vault_enabled and settings.vault_password:
+            await app.vault.unlock(settings.vault_password.encode())
+        if settings.demo:
+            await app.keys.ensure_demo_key(data)
+        app.ledger = await Ledger.open(db, clock)
+        app.router = Router(clock)
+        app.catalog = CatalogStore(db, clock, PriceBook(), demo=settings.demo)
+        app.catalog.listen(lambda catalog: app.router.update(catalog=catalog))
+        app.catalog.load()
+        app._wire()
+        return app
+
+    def _wire(self) -> None:
+        settings, clock = self.settings, self.clock
+        self.egress = EgressPolicy()
+        self.transport = HttpTransport(self.egress)
+        demo = DemoUpstream(DemoProvider(clock))
+        lanes = Lanes(
+            lambda: self.catalog.current,
+            adapters(clock),
+            self.transport,
+            demo,
+            self._credential,
+            lambda: self.vault.locked,
+        )
+        pipeline = Pipeline(
+            clock=clock,
+            router=self.router,
+            ledger=self.ledger,
+            limits=KeyLimits(
+                clock,
+                default_rps=settings.rate_limit_rps,
+                default_burst=settings.rate_limit_burst,
+            ),
+            lanes=lanes,
+            timeouts=Timeouts(
+                connect=settings.connect_timeout_secs, idle=settings.idle_timeout_secs
+            ),
+            deadline_s=settings.provider_timeout_secs,
+        )
+
+        async def discovered(provider: Provider) -> list[Discovered]:
+            upstream = demo if provider.type == "demo" else self.transport
+            return await discover(upstream, provider, self._credential(provider))
+
+        handlers = Handlers(
+            chat=ChatApi(pipeline),
+            models_api=ModelsApi(self.catalog, clock),
+            health=HealthApi(self.catalog, self.vault, lambda: self.server.draining),
+            server=ServerAdmin(self.catalog, self.vault, self.admin_token, self.audit, clock),
+            vault=VaultAdmin(self.vault, self.audit),
+            providers=ProviderAdmin(self.catalog, self.vault, discovered, self.audit),
+            models=ModelAdmin(self.catalog, self.audit),
+            keys=KeyAdmin(self.keys, self.ledger, self.audit),
+        )
+        edge = Edge(
+            routes(handlers),
+            self.keys,
+            self.admin_token,
+            v1_limiter=self._limiter(settings.rate_limit_rps, settings.rate_limit_burst),
+            admin_limiter=self._limiter(
+                settings.admin_rate_limit_rps, settings.admin_rate_limit_burst
+            ),
+            on_refused=lambda request, how: self.audit.note(request, "login", "admin", how),
+            cors_origins=frozenset(origin.encode() for origin in settings.cors_origins),
+        )
+        self.server = HttpServer(edge, clock, body_limit=edge.max_body, render=edge.failed)
+
+    def _limiter(self, rps: int, burst: int) -> AddressLimiter | None:
+        if not rps:
+            return None
+        return AddressLimiter(self.clock, rps, burst, self.settings.trusted_proxies)
+
+    def _credential(self, provider: Provider) -> bytes | None:
+        """The key of a provider, decrypted for one call; None when it has none."""
+        if provider.cred_store != "vault":
+            return None
+        return self.vault.get(
+            secret_name(provider.id), kind="provider", owner=provider.id, origin=provider.origin
+        )
+
+    async def start(self) -> int:
+        """Listen; the port."""
+        self._save_keys_used()
+        settings = self.settings
+        port = await self.server.start(settings.listen_host, settings.listen_port)
+        # A provider that is this very server would be a loop without end.
+        host = "127.0.0.1" if settings.listen_host == "localhost" else settings.listen_host
+        self.egress.refuse_listener(host, port)
+        self._check_idle()
+        return port
+
+    async def stop(self) -> None:
+        """Finish what runs, as far as the drain time allows, then write and close everything."""
+        for timer in self._timers.values():
+            timer.cancel()
+        await self.server.drain(self.settings.shutdown_drain_secs)
+        self.transport.close()
+        await self.close()
+
+    async def close(self) -> None:
+        """Write what is queued and let go of the data directory."""
+        self.vault.lock("shutdown")
+        self.keys.save_used()
+        await self.ledger.close()
+        await self.db.close()
+        self.data.close()
+
+    def _save_keys_used(self) -> None:
+        self.keys.save_used()
+        later = asyncio.get_running_loop().call_later
+        self._timers["keys"] = later(KEYS_USED_EVERY, self._save_keys_used)
+
+    def _check_idle(self) -> None:
+        due = self.vault.check_idle()
+        if due < float("inf"):
+            later = asyncio.get_running_loop().call_later
+            self._timers["idle"] = later(max(due, 1.0), self._check_idle)
+
+
+def run(settings: Settings, *, check: bool = False) -> int:
+    """Run the server until a signal; the exit code."""
+    logging.basicConfig(
+        stream=sys.stderr,
+        level={"warn": "WARNING"}.get(settings.log_level, settings.log_level.upper()),
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
+    for line in settings.warnings:
+        log.warning("%s", line)
+    return uvloop.run(_run(settings, check=check))
+
+
+async def _run(settings: Settings, *, check: bool) -> int:
+    try:
+        app = await App.build(settings)
+    except (StorageRefused, HubError) as error:
+        hint = getattr(error, "hint", None)
+        print(f"tokenhub: not started: {error}{' ' + hint if hint else ''}", file=sys.stderr)
+        return 3
+    if check:
+        await app.close()
+        print("tokenhub: the settings are right and the data can be opened.")
+        return 0
+    try:
+        port = await app.start()
+    except OSError as error:
+        await app.close()
+        where = f"{settings.listen_host}:{settings.listen_port}"
+        print(
+            f"tokenhub: not started: cannot listen on {where}: {error.strerror or error}. "
+            "Stop what listens there, or set TOKENHUB_LISTEN_ADDR.",
+            file=sys.stderr,
+        )
+        return 3
+    for line in first_lines(app, port):
+        print(line, flush=True)
+    await _until_signal()
+    await app.stop()
+    return 0
+
+
+async def _until_signal() -> None:
+    loop = asyncio.get_running_loop()
+    stop = loop.create_future()
+
+    def asked(number: signal.Signals) -> None:
+        if stop.done():
+            raise SystemExit(128 + number)
+        stop.set_result(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked, number)
+    await stop
+
+
+def first_lines(app: App, port: int) -> list[str]:
+    """What a person needs to know at the start: six lines, no secret."""
+    host = app.settings.listen_host
+    shown = "localhost" if host in {"127.0.0.1", "0.0.0.0", "::", "::1"} else host
+    url = f"http://{shown}:{port}"
+    data = app.data.path
+    catalog = app.catalog.current
+    if "demo" in catalog.models and catalog.models["demo"].source == "runtime":
+        providers = 'none yet; the built-in demo provider answers (model "demo", offline, free)'
+        key = f"$(cat {shlex.quote(str(data / DEMO_FILE))})"
+        body = '{"model":"demo","messages":[{"role":"user","content":"Hello"}]}'
+        attempt = (
+            f'curl -s {url}/v1/chat/completions -H "Authorization: Bearer {key}" '
+            f"-H 'Content-Type: application/json' -d '{body}'"
+        )
+    else:
+        providers = f"{len(catalog.providers)} with {len(catalog.models)} models"
+        attempt = 'tokenhubctl model list; a key: tokenhubctl apikey create \'{"name":"my-app"}\''
+    vault = (
+        "off"
+        if not app.vault.enabled
+        else "not created yet: tokenhubctl vault unlock"
+        if not app.vault.initialized
+        else "locked: tokenhubctl vault unlock"
+        if app.vault.locked
+        else "unlocked"
+    )
+    return [
+        f"TokenHub {__version__}  {url}",
+        f"data         {data}",
+        f"admin token  {data / '.admin-token'}   (tokenhubctl admin-token)",
+        f"vault        {vault}",
+        f"providers    {providers}",
+        f"try it       {attempt}",
+    ]
+
+
+def run_demo_provider(port: int) -> int:
+    """Serve the demo provider alone, over HTTP on 127.0.0.1, until a signal."""
+    return uvloop.run(_run_demo_provider(port))
+
+
+async def _run_demo_provider(port: int) -> int:
+    clock = SystemClock()
+    demo = DemoProvider(clock)
+    server = HttpServer(lambda request: _demo_answer(demo, request), clock)
+    try:
+        port = await server.start("127.0.0.1", port)
+    except OSError as error:
+        print(f"tokenhub: cannot listen on port {port}: {error.strerror}", file=sys.stderr)
+        return 3
+    print(f"demo provider listening on http://127.0.0.1:{port}", flush=True)
+    await _until_signal()
+    await server.drain(1)
+    return 0
+
+
+async def _demo_answer(demo: DemoProvider, request: Request) -> Response | None:
+    from tokenhub.web.http import Response  # noqa: PLC0415  # only this process form needs it
+
+    status, headers, body, cut = await demo.answer(
+        request.method, request.target, request.headers, request.body
+    )
+    if isinstance(body, bytes) and not cut:
+        rest = [pair for pair in headers if pair[0] != b"content-type"]
+        kind = dict(headers).get(b"content-type", b"application/json")
+        return Response(status, body, rest, kind)
+    stream = request.open_stream(status, headers)
+    for pause, piece in [(0.0, body)] if isinstance(body, bytes) else body:
+        if pause:
+            await asyncio.sleep(pause)
+        stream.write(piece)
+        await stream.drain()
+    if cut:
+        stream.abort()
+    else:
+        stream.end()
+    return None
