@@ -110,3 +110,16 @@ def test_compose_gives_the_server_time_to_drain(service):
 
 def test_compose_passes_secrets_on_without_naming_values(service):
     assert all("=" not in line for line in service["environment"])
+
+
+def test_kubernetes_never_runs_two_servers_and_probes_life_and_readiness_apart():
+    documents = yaml.safe_load_all((ROOT / "deploy/kubernetes.yaml").read_text())
+    [deployment] = [each for each in documents if each["kind"] == "Deployment"]
+    spec = deployment["spec"]
+    assert spec["replicas"] == 1
+    assert spec["strategy"]["type"] == "Recreate"
+    [container] = spec["template"]["spec"]["containers"]
+    assert container["livenessProbe"]["httpGet"]["path"] == "/livez"
+    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
+    user = spec["template"]["spec"]["securityContext"]["runAsUser"]
+    assert f"--uid {user}" in DOCKERFILE
