@@ -371,5 +371,8 @@ def _split(hold: Hold, amount: int) -> tuple[int, int]:
 
 
 def _further(usage: Usage) -> str:
+    rare = usage.audio_in or usage.audio_out or usage.image_in or usage.image_out
+    if not (rare or usage.cached_write_1h or usage.tier):
+        return ""
     found = {kind: value for kind in _FURTHER if (value := getattr(usage, kind))}
-    return msgspec.json.encode(found).decode() if found else ""
+    return msgspec.json.encode(found).decode()

@@ -208,6 +208,8 @@ def _affordable(room: int, fixed: int, each: int, wanted: int, *, asked: bool) -
 
 def _rates(size: Measure, images: int, prompt: int, prices: Prices) -> tuple[int, int]:
     """Femto-dollars of the whole prompt, and of one output token, at the dearest that can apply."""
+    if not (prices.tiers or size.tier or images or size.audio):
+        return prompt * _text_price(prices, hour=size.hour) + prices.request, _each(prices)
     reachable = [prices]
     if size.tier and prices.variants:
         reachable.append(variant(prices, size.tier))
@@ -219,14 +221,18 @@ def _rates(size: Measure, images: int, prompt: int, prices: Prices) -> tuple[int
         femto = (prompt - images - size.audio) * text + one.request
         femto += images * max(text, one.image_in or 0) + size.audio * max(text, one.audio_in or 0)
         fixed = max(fixed, femto)
-        kinds = (output_price(one), one.reasoning, one.audio_out, one.image_out)
-        each = max(each, *(price or 0 for price in kinds))
+        each = max(each, _each(one))
     return fixed, each
 
 
 def _text_price(prices: Prices, *, hour: bool) -> int:
     dearest = max(prices.input or 0, prices.cached_read or 0, prices.cached_write or 0)
     return max(dearest, prices.cached_write_1h or 0) if hour else dearest
+
+
+def _each(prices: Prices) -> int:
+    dearest = max(output_price(prices), prices.reasoning or 0)
+    return max(dearest, prices.audio_out or 0, prices.image_out or 0)
 
 
 def _image_tokens(name: str) -> int:

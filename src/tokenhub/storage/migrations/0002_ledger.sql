@@ -27,7 +27,9 @@ CREATE TABLE ledger_accounts (
     CHECK (budget IS NULL OR ceiling >= budget)
 );
 
--- month is YYYYMM, day YYYYMMDD. further holds the rare kinds of usage as JSON, '' when none.
+-- state is open, settled or released; month is YYYYMM, day YYYYMMDD; further holds the rare kinds of
+-- usage as JSON, '' when none. No CHECKs here: they would double the cost of a row, and what a row
+-- may add is checked where it counts, in its accounts.
 CREATE TABLE ledger_attempts (
     id INTEGER PRIMARY KEY,
     key_id TEXT NOT NULL,
@@ -37,10 +39,10 @@ CREATE TABLE ledger_attempts (
     attempt INTEGER NOT NULL,
     model_id TEXT NOT NULL,
     provider_id TEXT NOT NULL,
-    state TEXT NOT NULL CHECK (state IN ('open', 'settled', 'released')),
-    reserved BIGINT NOT NULL CHECK (reserved >= 0),
-    settled BIGINT NOT NULL DEFAULT 0 CHECK (settled >= 0),
-    overrun BIGINT NOT NULL DEFAULT 0 CHECK (overrun >= 0),
+    state TEXT NOT NULL,
+    reserved BIGINT NOT NULL,
+    settled BIGINT NOT NULL DEFAULT 0,
+    overrun BIGINT NOT NULL DEFAULT 0,
     prompt BIGINT NOT NULL DEFAULT 0,
     completion BIGINT NOT NULL DEFAULT 0,
     cached_read BIGINT NOT NULL DEFAULT 0,
