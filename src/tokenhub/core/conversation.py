@@ -207,7 +207,7 @@ def parse_conversation(chat: ChatRequest) -> Conversation:
 
 def _named(text: str) -> InvalidRequest:
     match = _AT.match(text)
-    path = match[2].replace("[...]", "[]") if match else "messages"
+    path = match[2] if match else "messages"
     reason = match[1] if match else text
     reason = reason[:1].lower() + reason[1:]
     return InvalidRequest(f"`{path}` cannot be understood: {reason[:300]}.", param=path)

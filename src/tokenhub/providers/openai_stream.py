@@ -149,7 +149,8 @@ class OpenAIRelay:
             return self._fail(classify_event(payload))
         if not self._note(event):
             return b""
-        return _PREFIX + payload + _BREAK
+        # A line end inside JSON is white space; the event goes out as one line.
+        return _PREFIX + payload.replace(b"\n", b" ") + _BREAK
 
     def _note(self, event: Event) -> bool:
         """Take down what the event says; False when the client must not see it."""
