@@ -77,9 +77,9 @@ def _serve(*, check: bool) -> int:
     if settings is None:
         return 2
     _harden()
-    from tokenhub import app  # noqa: PLC0415  # nothing is loaded before the settings are right
+    from tokenhub.app import run  # noqa: PLC0415  # nothing is loaded before the settings are right
 
-    return app.run(settings, check=check)
+    return run(settings, check=check)
 
 
 def _harden() -> None:
@@ -89,9 +89,9 @@ def _harden() -> None:
 
 
 def _demo_provider(port: int) -> int:
-    from tokenhub import app  # noqa: PLC0415  # as above
+    from tokenhub.app import run_demo_provider  # noqa: PLC0415  # as above
 
-    return app.run_demo_provider(port)
+    return run_demo_provider(port)
 
 
 def _healthcheck() -> int:

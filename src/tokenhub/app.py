@@ -14,6 +14,7 @@ import uvloop
 
 from tokenhub import __version__
 from tokenhub.access.admin_token import AdminToken
+from tokenhub.access.bookkeeper import Bookkeeper
 from tokenhub.access.keys import DEMO_FILE, Keys, load_pepper
 from tokenhub.access.ledger import Ledger
 from tokenhub.access.limits import AddressLimiter, KeyLimits
@@ -35,6 +36,7 @@ from tokenhub.storage.files import DataDir
 from tokenhub.storage.sqlite import SqliteDatabase
 from tokenhub.telemetry.audit import Audit
 from tokenhub.vault.vault import Vault
+from tokenhub.web.admin.budget import BudgetAdmin
 from tokenhub.web.admin.keys import KeyAdmin
 from tokenhub.web.admin.models import ModelAdmin
 from tokenhub.web.admin.providers import ProviderAdmin, secret_name
@@ -107,7 +109,7 @@ class App:
             await app.keys.ensure_demo_key(data)
         app.ledger = await Ledger.open(db, clock)
         app.router = Router(clock)
-        app.catalog = CatalogStore(db, clock, PriceBook(), demo=settings.demo)
+        app.catalog = CatalogStore(db, clock, PriceBook(clock), demo=settings.demo)
         app.catalog.listen(lambda catalog: app.router.update(catalog=catalog))
         app.catalog.load()
         app._wire()
@@ -146,6 +148,7 @@ class App:
             upstream = demo if provider.type == "demo" else self.transport
             return await discover(upstream, provider, self._credential(provider))
 
+        bookkeeper = Bookkeeper(self.db, clock, self.ledger)
         handlers = Handlers(
             chat=ChatApi(pipeline),
             models_api=ModelsApi(self.catalog, clock),
@@ -154,7 +157,8 @@ class App:
             vault=VaultAdmin(self.vault, self.audit),
             providers=ProviderAdmin(self.catalog, self.vault, discovered, self.audit),
             models=ModelAdmin(self.catalog, self.audit),
-            keys=KeyAdmin(self.keys, self.ledger, self.audit),
+            keys=KeyAdmin(self.keys, self.ledger, bookkeeper, self.audit),
+            budget=BudgetAdmin(self.keys, self.ledger, bookkeeper, self.audit),
         )
         edge = Edge(
             routes(handlers),

@@ -61,7 +61,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     """One routable entry: a model at a provider, with weight, context size and prices.
 
     The four ``…_per_1k`` are dollars per 1000 tokens as the admin wrote them (decimal text,
-    "" = not given); ``prices`` is what holds. ``upstream_name`` is what the provider calls it; "" = the id.
+    "" = not given); ``prices`` is what holds. ``upstream_name`` is what the provider calls it;
+    "" = the id.
     """
 
     id: str

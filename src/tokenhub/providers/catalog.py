@@ -39,7 +39,7 @@ DEMO_PROVIDER = Provider(id="demo", type="demo", source="runtime", origin="demo:
 class PriceBook(Protocol):
     """Where the price of a model comes from when the admin set none."""
 
-    def find(self, provider_type: str, model: str) -> Prices | None:
+    def find(self, provider_type: str, model: str, base_url: str = "") -> Prices | None:
         """The catalogue's prices, or None where it does not know the model."""
         ...
 
@@ -403,8 +403,9 @@ class CatalogStore:
     def _prices_of(self, model: Model) -> Prices:
         if model.input_per_1k or model.output_per_1k:
             return _manual(model)
-        kind = self._providers[model.provider_id].type
-        return self._prices.find(kind, model.name_upstream) or Prices()
+        provider = self._providers[model.provider_id]
+        found = self._prices.find(provider.type, model.name_upstream, provider.base_url)
+        return found or Prices()
 
 
 DEMO_MODEL = Model(
@@ -460,11 +461,13 @@ def _changes(fields: ModelFields) -> dict[str, Any]:
 
 
 def _manual(model: Model) -> Prices:
-    """The admin's prices; of input and output, what was not given is free."""
+    """The admin's prices; unknown while only one of input and output is given."""
+    if not (model.input_per_1k and model.output_per_1k):
+        return Prices()
     read, write = model.cached_read_per_1k, model.cached_write_per_1k
     return Prices(
-        input=parse_per_1k(model.input_per_1k or "0", "input_per_1k"),
-        output=parse_per_1k(model.output_per_1k or "0", "output_per_1k"),
+        input=parse_per_1k(model.input_per_1k, "input_per_1k"),
+        output=parse_per_1k(model.output_per_1k, "output_per_1k"),
         cached_read=parse_per_1k(read, "cached_read_per_1k") if read else None,
         cached_write=parse_per_1k(write, "cached_write_per_1k") if write else None,
         source="manual",

@@ -9,6 +9,7 @@ from tokenhub.web.answers import OPENAI
 from tokenhub.web.edge import ADMIN, ANY_KEY, PUBLIC, V1_BODY, Route
 
 if TYPE_CHECKING:
+    from tokenhub.web.admin.budget import BudgetAdmin
     from tokenhub.web.admin.keys import KeyAdmin
     from tokenhub.web.admin.models import ModelAdmin
     from tokenhub.web.admin.providers import ProviderAdmin
@@ -31,6 +32,7 @@ class Handlers:
     providers: ProviderAdmin
     models: ModelAdmin
     keys: KeyAdmin
+    budget: BudgetAdmin
 
 
 def routes(on: Handlers) -> list[Route]:
@@ -80,4 +82,9 @@ def routes(on: Handlers) -> list[Route]:
         Route("DELETE", f"{admin}/apikeys/{{id}}", on.keys.delete, ADMIN),
         Route("POST", f"{admin}/apikeys/{{id}}/rotate", on.keys.rotate, ADMIN),
         Route("POST", f"{admin}/apikeys/{{id}}/paid", on.keys.paid, ADMIN),
+        Route("GET", f"{admin}/budget", on.budget.list, ADMIN),
+        Route("POST", f"{admin}/budget/verify", on.budget.verify, ADMIN),
+        Route("GET", f"{admin}/budget/{{id}}", on.budget.get, ADMIN),
+        Route("POST", f"{admin}/budget/{{id}}/adjust", on.budget.adjust, ADMIN),
+        Route("GET", f"{admin}/spend", on.budget.spend, ADMIN),
     ]

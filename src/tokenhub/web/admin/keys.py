@@ -11,6 +11,7 @@ from tokenhub.web.admin.paging import page
 from tokenhub.web.answers import json_answer
 
 if TYPE_CHECKING:
+    from tokenhub.access.bookkeeper import Bookkeeper
     from tokenhub.access.keys import Keys
     from tokenhub.access.ledger import Ledger
     from tokenhub.web.admin.audited import Auditor
@@ -22,8 +23,9 @@ WARNING = "Save this key now; it will not be shown again."
 class KeyAdmin:
     """API keys with what they spent; the text of a key is answered once, at birth."""
 
-    def __init__(self, keys: Keys, ledger: Ledger, audit: Auditor) -> None:
+    def __init__(self, keys: Keys, ledger: Ledger, bookkeeper: Bookkeeper, audit: Auditor) -> None:
         self._keys = keys
+        self._bookkeeper = bookkeeper
         self._ledger = ledger
         self._audit = audit
 
@@ -78,11 +80,12 @@ class KeyAdmin:
         return json_answer({"ok": True})
 
     async def paid(self, request: Request, _: None) -> Response:
-        """The spend so far is paid: the month's account starts again at nothing."""
-        key_id = request.params["id"]
+        """The spend so far is paid: this month's and this day's accounts start again at nothing."""
+        key_id = self._keys.get(request.params["id"])["id"]
         audit = self._audit.entry(request, "apikey.budget_paid", key_id)
-        await self._keys.mark_paid(key_id, also=audit)
-        return json_answer({"ok": True})
+        changed = await self._bookkeeper.mark_paid(key_id, also=audit)
+        await self._keys.mark_paid(key_id)
+        return json_answer({"ok": True, "paid_usd": usd(-changed.get("month", 0))})
 
     def _adopt(self, key_id: str) -> None:
         grant = self._keys.grant_of(key_id)
