@@ -14,25 +14,20 @@ _SIZE_LINE = 10  # with its CR LF
 _SMALL = 64
 
 
-def framing(headers: dict[bytes, bytes], minor: int) -> int | None:
+def framing(headers: dict[bytes, bytes]) -> int | None:
     """The length of the body, None when it is chunked. Refused when the two could be confused."""
-    encoding = headers.get(b"transfer-encoding")
     length = headers.get(b"content-length")
-    if encoding is None:
-        if length is None:
-            return 0
-        if not _DIGITS.fullmatch(length):
-            raise Refused(400, "invalid_content_length", "Content-Length is not a number.")
-        return int(length)
-    if length is not None:
-        raise Refused(
-            400, "ambiguous_length", "Content-Length and Transfer-Encoding exclude each other."
-        )
-    if encoding.lower() != b"chunked" or not minor:
-        raise Refused(
-            400, "invalid_transfer_encoding", "The only Transfer-Encoding is chunked, in HTTP/1.1."
-        )
-    return None
+    if b"transfer-encoding" in headers:
+        if length is not None:
+            raise Refused(
+                400, "ambiguous_length", "Content-Length and Transfer-Encoding exclude each other."
+            )
+        return None
+    if length is None:
+        return 0
+    if not _DIGITS.fullmatch(length):
+        raise Refused(400, "invalid_content_length", "Content-Length is not a number.")
+    return int(length)
 
 
 def check_size(size: int, limit: int) -> None:

@@ -219,7 +219,7 @@ class Connection(asyncio.Protocol):
         connection = headers.get(b"connection")
         # HTTP/1.0 is always closed: its keep-alive is not worth a second set of rules.
         self._close = not minor or (connection is not None and _asks_close(connection))
-        length = framing(headers, minor)
+        length = framing(headers)
         check_what_is_asked(headers)
         if length == 0:
             self._begin(request)

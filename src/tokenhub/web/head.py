@@ -24,6 +24,8 @@ _FIELDS = rb"(?:" + _TOKEN + rb":[\t\x20-\x7e\x80-\xff]*+\r\n)*+"
 _HEAD = re.compile(rb"([A-Z]{1,16}) ([!\"$-~]++) HTTP/1\.([01])\r\n(" + _FIELDS + rb")\r\n")
 _FIELD = re.compile(rb"([^:]++):[\t ]*+([^\r]*+)\r\n")
 _FIELD_LINES = re.compile(_FIELDS)
+# Also no tab or trailing space: llhttp, for one, takes "chunked" with a tab for another coding.
+_CHUNKED = re.compile(rb"\r\ntransfer-encoding: ?chunked\r\n", re.IGNORECASE)
 _HOST = re.compile(rb"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 # A second one of these is an attack or a broken client; others are joined as lists.
 _SINGLE = frozenset((
@@ -71,6 +73,10 @@ def parse_head(head: bytes) -> tuple[bytes, bytes, int, dict[bytes, bytes]]:
         headers[name] = value
     method, target, minor = match[1], match[2], 1 if match[3] == b"1" else 0
     _check_host(headers.get(b"host"), minor)
+    if b"transfer-encoding" in headers and not (minor and _CHUNKED.search(head)):
+        raise Refused(
+            400, "invalid_transfer_encoding", "The only Transfer-Encoding is chunked, in HTTP/1.1."
+        )
     if method == b"CONNECT":
         raise Refused(400, "connect_refused", "This server is not a proxy.")
     if target[0] != 0x2F and (target != b"*" or method != b"OPTIONS"):

@@ -47,6 +47,9 @@ CASES = {
     "te-empty": P + b"Transfer-Encoding:\r\n\r\n0\r\n\r\n",
     "te-comma": P + b"Transfer-Encoding: , chunked\r\n\r\n0\r\n\r\n",
     "te-vertical-tab": P + b"Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
+    "te-trailing-tab": P + b"Transfer-Encoding: chunked\t\r\n\r\n0\r\n\r\n",
+    "te-trailing-space": P + b"Transfer-Encoding: chunked \r\n\r\n0\r\n\r\n",
+    "te-leading-tab": P + b"Transfer-Encoding:\tchunked\r\n\r\n0\r\n\r\n",
     "te-http10": b"POST / HTTP/1.0\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     # Names and lines.
     "space-before-colon": P + b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
