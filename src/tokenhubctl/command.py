@@ -72,6 +72,15 @@ WATCH = (
 SHARED = (*COMMON, *WATCH)
 
 
+class Count(click.IntRange):
+    """A whole number of at least one."""
+
+    name = "whole number"
+
+    def __init__(self) -> None:
+        super().__init__(min=1)
+
+
 class Verb(click.Command):
     """A command that returns a View, or None when it has done its own printing.
 
@@ -87,7 +96,6 @@ class Verb(click.Command):
         own = {name for param in self.params for name in param.opts}
         shared = SHARED if watch else COMMON
         self.params.extend(param for param in shared if not own.intersection(param.opts))
-        self.context_settings = {**CONTEXT, **self.context_settings}
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse, after setting aside the arguments of a ``literal`` command."""
@@ -166,7 +174,6 @@ class Noun(click.Group):
         self.default = default
         if default:
             self.epilog = f"Without a command: {default}, which has options of its own."
-        self.context_settings = {**CONTEXT, **self.context_settings}
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """The verbs in the order they are written."""

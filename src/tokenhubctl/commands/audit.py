@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tokenhubctl import address, cells
-from tokenhubctl.command import noun, pass_session
-from tokenhubctl.commands.logs import LIMIT
+from tokenhubctl.command import Count, noun, pass_session
 from tokenhubctl.errors import FAILED
 from tokenhubctl.view import Column, Layout, View, record, rows
 
@@ -38,7 +37,7 @@ def audit() -> None:
 
 
 @audit.command("list", watch=True)
-@click.option("--limit", type=LIMIT, default=50, metavar="N", help="At most N rows (50).")
+@click.option("--limit", type=Count(), default=50, metavar="N", help="At most N rows (50).")
 @pass_session
 def list_(session: Session, *, limit: int) -> View:
     """Audit trail, newest first."""

@@ -33,7 +33,6 @@ _SHOWN = (
     ("reason", "reason", cells.text),
     ("api_key_name", "key", cells.text),
     ("request_id", "request", cells.text),
-    ("dropped", "dropped", cells.text),
 )
 
 
@@ -53,18 +52,15 @@ def events(session: Session, *, types: tuple[str, ...]) -> None:
     while True:
         try:
             for event in session.client.events(target, last_id):
-                if not connected or pause != FIRST_PAUSE:
-                    connected, pause = True, FIRST_PAUSE
-                last_id = event.id
+                last_id, pause, connected = event.id, FIRST_PAUSE, True
                 _print(session, event, wanted)
             why = "the server ended the stream"
-        except Unreachable as error:
-            if not connected:
+        except (ApiError, Unreachable) as error:
+            if not (connected and error.retryable):
+                if isinstance(error, ApiError):
+                    explain_missing_route(error, "GET", target)
                 raise
             why = error.message.rstrip(".")
-        except ApiError as error:
-            explain_missing_route(error, "GET", target)
-            raise
         session.note(f"Stream interrupted ({why}); reconnecting in {pause:g} s")
         time.sleep(pause)
         pause = min(pause * 2, LONGEST_PAUSE)
@@ -101,9 +97,11 @@ def line(event: Event, data: dict[str, Any]) -> str:
     clock = (
         stamp[-8:] if stamp != cells.MISSING else datetime.now().astimezone().strftime("%H:%M:%S")
     )
+    known = {name for name, _, _ in _SHOWN} | {"type", "timestamp"}
+    others = [(name, name, cells.text) for name in data if name not in known]
     parts = [
         f"{word}={cell(data[name])}"
-        for name, word, cell in _SHOWN
+        for name, word, cell in (*_SHOWN, *others)
         if data.get(name) not in (None, "")
     ]
     return table.visible(f"[{clock}] {event.type}  {' '.join(parts)}".rstrip())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tokenhubctl import address, cells, output, table
-from tokenhubctl.command import Verb, noun, pass_session
+from tokenhubctl.command import Count, Verb, noun, pass_session
 from tokenhubctl.completion import ids
 from tokenhubctl.timespan import since as moment
 from tokenhubctl.view import Column, Layout, Row, View, document, generic, rows
@@ -49,7 +49,6 @@ LOGS = Layout(
     key="request_id",
     empty="No requests logged.",
 )
-LIMIT = click.IntRange(min=1)
 
 
 @noun("logs", default="list")
@@ -58,7 +57,7 @@ def logs() -> None:
 
 
 @logs.command("list", watch=True)
-@click.option("--limit", type=LIMIT, default=50, metavar="N", help="At most N rows (50).")
+@click.option("--limit", type=Count(), default=50, metavar="N", help="At most N rows (50).")
 @click.option("--since", metavar="TIME", help="Only from TIME on: 15m, 2h, 7d, or a date.")
 @click.option("--model", metavar="ID", help="Only this model.")
 @click.option("--provider", metavar="ID", help="Only this provider.")

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tokenhubctl import address
-from tokenhubctl.command import pass_session, verb
-from tokenhubctl.commands.logs import LIMIT
+from tokenhubctl.command import Count, pass_session, verb
 from tokenhubctl.view import View, document
 
 if TYPE_CHECKING:
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @verb("rewards", watch=True)
-@click.option("--limit", type=LIMIT, default=50, metavar="N", help="At most N rows (50).")
+@click.option("--limit", type=Count(), default=50, metavar="N", help="At most N rows (50).")
 @pass_session
 def rewards(session: Session, *, limit: int) -> View:
     """Thompson sampling reward data."""

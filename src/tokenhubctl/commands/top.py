@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tokenhubctl import address, cells, output, table
-from tokenhubctl.command import pass_session, verb
+from tokenhubctl.command import Count, pass_session, verb
 from tokenhubctl.commands.health import PROVIDERS
 from tokenhubctl.commands.logs import LOGS
 from tokenhubctl.errors import Unreachable
@@ -29,7 +29,7 @@ HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
     "--interval", type=click.FloatRange(min=0.2), default=2.0, metavar="SECONDS",
     help="Pause between two looks (2).",
 )  # fmt: skip
-@click.option("--count", type=click.IntRange(min=1), metavar="N", help="Stop after N looks.")
+@click.option("--count", type=Count(), metavar="N", help="Stop after N looks.")
 @pass_session
 def top(session: Session, *, interval: float, count: int | None) -> None:
     """Live view: requests, spend, latency, providers, last decisions.

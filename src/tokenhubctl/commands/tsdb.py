@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tokenhubctl import address
-from tokenhubctl.command import noun, pass_session
+from tokenhubctl.command import Count, noun, pass_session
 from tokenhubctl.errors import UsageFault
 from tokenhubctl.view import View, document, done
 
@@ -74,7 +74,7 @@ def prune(session: Session) -> View:
 
 
 @tsdb.command("retention")
-@click.argument("days", type=click.IntRange(min=1))
+@click.argument("days", type=Count())
 @pass_session
 def retention(session: Session, days: int) -> View:
     """Set how long points are kept."""
