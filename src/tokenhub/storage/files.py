@@ -79,9 +79,13 @@ class DataDir:
             return None
         except OSError as error:
             raise StorageRefused(_why_not_file(self.path / name, error)) from error
-        with os.fdopen(descriptor, "rb") as file:
+        try:
             _require_own_file(os.fstat(descriptor), self.path / name)
             os.fchmod(descriptor, 0o600)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        with os.fdopen(descriptor, "rb") as file:
             data = file.read(MAX_FILE + 1)
         if len(data) > MAX_FILE:
             raise StorageRefused(f"{self.path / name} is over 1 MiB, so it is not ours. Remove it.")
@@ -138,7 +142,7 @@ class DataDir:
 
     def _sweep(self) -> None:
         # What a crash left between making a temporary file and renaming it may hold a secret.
-        for name in os.listdir(self._directory):
+        for name in os.listdir(self._directory):  # noqa: PTH208  # of the directory we hold
             if _TEMPORARY.fullmatch(name):
                 os.unlink(name, dir_fd=self._directory)
 

@@ -16,7 +16,7 @@ import logging
 import os
 import queue
 import threading
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import apsw
@@ -297,11 +297,14 @@ class _Writer(threading.Thread):
             connection.execute("BEGIN IMMEDIATE")
             outcomes = [self._run_one(write) for write in group]
             connection.execute("COMMIT")
-        except apsw.Error as error:
+        except _GroupLost:
+            raise
+        except Exception as error:  # noqa: BLE001  # the thread outlives whatever is raised
             raise _GroupLost from _translated(error)
         finally:
             if connection.in_transaction:
-                connection.execute("ROLLBACK")
+                with suppress(apsw.Error):  # the next BEGIN would fail, and roll back again
+                    connection.execute("ROLLBACK")
         return outcomes
 
     def _run_one(self, write: _Write) -> _Outcome:
@@ -338,10 +341,8 @@ class _Reader(threading.Thread):
         while (query := self.queue.get()) is not None:
             try:
                 rows = self._connection.execute(query.sql, query.params).fetchall()
-            except apsw.Error as error:
-                _on_loop(self._loop, _fail, (query.future, _translated(error)))
             except Exception as error:  # noqa: BLE001  # the supervisor of every query
-                _on_loop(self._loop, _fail, (query.future, error))
+                _on_loop(self._loop, _fail, (query.future, _translated(error)))
             else:
                 _on_loop(self._loop, _answer, (query.future, rows))
         self._connection.close()
@@ -472,12 +473,12 @@ def _on_loop(loop: asyncio.AbstractEventLoop, call: Callable[[Any], None], value
         _log.warning("A result of the database came after the event loop was closed.")
 
 
-def _translated(error: apsw.Error) -> Exception:
+def _translated(error: Exception) -> Exception:
     """The port's error for one of SQLite's; a mistake in the SQL stays what it is."""
     if isinstance(error, apsw.ConstraintError):
         kind = _CONSTRAINTS.get(getattr(error, "extendedresult", 0), "other")
         return ConstraintViolated(str(error), kind)
-    message = _FAILURES.get(type(error))
+    message = _FAILURES.get(type(error)) if isinstance(error, apsw.Error) else None
     if message is None:
         return error
     return StorageFailed(message, hint="See the server's log and `df`.")
