@@ -20,17 +20,23 @@ from tokenhub.access.ledger import Ledger
 from tokenhub.access.limits import AddressLimiter, KeyLimits
 from tokenhub.core.clock import SystemClock
 from tokenhub.core.errors import HubError
+from tokenhub.core.money import parse_usd
 from tokenhub.gateway.lanes import Lanes
 from tokenhub.gateway.pipeline import Pipeline
 from tokenhub.providers import adapters
 from tokenhub.providers.catalog import CatalogStore
 from tokenhub.providers.demo import DemoProvider, DemoUpstream
-from tokenhub.providers.discovery import Discovered, discover
+from tokenhub.providers.discovery import Discovered, alive, discover
 from tokenhub.providers.egress import EgressPolicy
 from tokenhub.providers.prices import PriceBook
 from tokenhub.providers.transport import HttpTransport
 from tokenhub.providers.upstream import Timeouts
+from tokenhub.routing.aliases import Aliases
+from tokenhub.routing.prober import Prober
+from tokenhub.routing.rewards import RewardLog
 from tokenhub.routing.router import Router
+from tokenhub.routing.rules import RoutingSettings
+from tokenhub.routing.settings import SettingsStore
 from tokenhub.storage.database import StorageRefused
 from tokenhub.storage.files import DataDir
 from tokenhub.storage.sqlite import SqliteDatabase
@@ -40,6 +46,7 @@ from tokenhub.web.admin.budget import BudgetAdmin
 from tokenhub.web.admin.keys import KeyAdmin
 from tokenhub.web.admin.models import ModelAdmin
 from tokenhub.web.admin.providers import ProviderAdmin, secret_name
+from tokenhub.web.admin.routing import RoutingAdmin
 from tokenhub.web.admin.server import ServerAdmin
 from tokenhub.web.admin.vault import VaultAdmin
 from tokenhub.web.api.chat import ChatApi
@@ -73,11 +80,16 @@ class App:
         self.ledger: Ledger
         self.catalog: CatalogStore
         self.router: Router
+        self.rewards: RewardLog
+        self.routing_settings: SettingsStore
+        self.aliases: Aliases
         self.admin_token: AdminToken
         self.audit: Audit
         self.egress: EgressPolicy
         self.transport: HttpTransport
+        self.prober: Prober
         self.server: HttpServer
+        self._probing: asyncio.Task[None] | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     @classmethod
@@ -108,10 +120,15 @@ class App:
         if settings.demo:
             await app.keys.ensure_demo_key(data)
         app.ledger = await Ledger.open(db, clock)
-        app.router = Router(clock)
+        app.rewards = RewardLog(db, asyncio.get_running_loop().call_later)
+        app.routing_settings = await SettingsStore.open(db, _routing_base(settings))
+        app.aliases = await Aliases.open(db, clock)
+        app.router = Router(clock, log=app.rewards)
+        app.router.update(aliases=app.aliases.current, settings=app.routing_settings.effective)
         app.catalog = CatalogStore(db, clock, PriceBook(clock), demo=settings.demo)
         app.catalog.listen(lambda catalog: app.router.update(catalog=catalog))
         app.catalog.load()
+        await app.router.rebuild()
         app._wire()
         return app
 
@@ -144,6 +161,10 @@ class App:
             deadline_s=settings.provider_timeout_secs,
         )
 
+        async def probe(provider: Provider) -> str | None:
+            upstream = demo if provider.type == "demo" else self.transport
+            return await alive(upstream, provider)
+
         async def discovered(provider: Provider) -> list[Discovered]:
             upstream = demo if provider.type == "demo" else self.transport
             return await discover(upstream, provider, self._credential(provider))
@@ -158,6 +179,15 @@ class App:
             providers=ProviderAdmin(self.catalog, self.vault, discovered, self.audit),
             models=ModelAdmin(self.catalog, self.audit),
             keys=KeyAdmin(self.keys, self.ledger, bookkeeper, self.audit),
+            routing=RoutingAdmin(
+                self.router,
+                self.routing_settings,
+                self.aliases,
+                self.catalog,
+                self.rewards,
+                lanes.unavailable,
+                self.audit,
+            ),
             budget=BudgetAdmin(self.keys, self.ledger, bookkeeper, self.audit),
         )
         edge = Edge(
@@ -171,6 +201,7 @@ class App:
             on_refused=lambda request, how: self.audit.note(request, "login", "admin", how),
             cors_origins=frozenset(origin.encode() for origin in settings.cors_origins),
         )
+        self.prober = Prober(self.router.health, clock, lambda: self.catalog.current, probe)
         self.server = HttpServer(edge, clock, body_limit=edge.max_body, render=edge.failed)
 
     def _limiter(self, rps: int, burst: int) -> AddressLimiter | None:
@@ -195,12 +226,16 @@ class App:
         host = "127.0.0.1" if settings.listen_host == "localhost" else settings.listen_host
         self.egress.refuse_listener(host, port)
         self._check_idle()
+        if not settings.health_probe_disabled:
+            self._probing = asyncio.get_running_loop().create_task(self.prober.run())
         return port
 
     async def stop(self) -> None:
         """Finish what runs, as far as the drain time allows, then write and close everything."""
         for timer in self._timers.values():
             timer.cancel()
+        if self._probing is not None:
+            self._probing.cancel()
         await self.server.drain(self.settings.shutdown_drain_secs)
         self.transport.close()
         await self.close()
@@ -209,6 +244,7 @@ class App:
         """Write what is queued and let go of the data directory."""
         self.vault.lock("shutdown")
         self.keys.save_used()
+        self.rewards.flush()
         await self.ledger.close()
         await self.db.close()
         self.data.close()
@@ -223,6 +259,15 @@ class App:
         if due < float("inf"):
             later = asyncio.get_running_loop().call_later
             self._timers["idle"] = later(max(due, 1.0), self._check_idle)
+
+
+def _routing_base(settings: Settings) -> RoutingSettings:
+    return RoutingSettings(
+        default_mode=settings.default_mode,
+        default_max_budget=parse_usd(settings.default_max_budget_usd, "default_max_budget_usd"),
+        default_max_latency_ms=settings.default_max_latency_ms,
+        exploration_temp=settings.exploration_temp,
+    )
 
 
 def run(settings: Settings, *, check: bool = False) -> int:

@@ -140,5 +140,7 @@ class Pipeline:
 
     def _settle(self, call: Call) -> None:
         call.ended = self._clock.monotonic()
+        if call.decision is not None:
+            self._router.finish(call.decision, call.attempts, call.error_class or "ok")
         for observe in self._observers:
             observe(call)

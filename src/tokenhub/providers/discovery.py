@@ -71,6 +71,22 @@ async def discover(
     return _read(provider, bytes(body))
 
 
+async def alive(upstream: Upstream, provider: Provider) -> str | None:
+    """Whether a provider answers at all; None if it does, else what went wrong.
+
+    No credential is sent: 401 and 403 are answers too.
+
+    Raises:
+        TransportError: no answer.
+    """
+    origin = parse_base_url(provider.base_url) if provider.base_url else None
+    answer = await upstream.send(origin, _request(provider, None), TIMEOUTS, stream=True)
+    answer.abort()
+    if answer.status >= 500 or answer.status == 429:
+        return f"It answered a probe with HTTP {answer.status}."
+    return None
+
+
 def _request(provider: Provider, credential: bytes | None) -> UpstreamRequest:
     headers = [(b"accept", b"application/json"), (b"user-agent", USER_AGENT)]
     path = base_path(provider) + b"/v1/models"

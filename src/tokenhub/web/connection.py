@@ -156,7 +156,7 @@ class Connection(asyncio.Protocol):
     def close_if_idle(self) -> None:
         """Draining: close unless a request is under way."""
         if self.state == IDLE:
-            self._shut(self._server.limits.linger_seconds)
+            self._shut(self._server.limits.write_stall_seconds)
 
     def abort(self) -> None:
         """Drop the connection; connection_lost then cancels the handler."""
@@ -290,13 +290,13 @@ class Connection(asyncio.Protocol):
                 self._proceed()
 
     def _send(self, request: Request | None, response: Response) -> None:
-        body = response.body
         try:
             head = self._head(request, response)
         except ValueError as error:
-            response = self._server.render(request, error)
-            body = response.body
-            head = self._head(request, Response(response.status, body))
+            # Only the body of the rendered error is used, so that this cannot fail again.
+            response = Response(500, self._server.render(request, error).body)
+            head = self._head(request, response)
+        body = response.body
         if (request is not None and request.method == "HEAD") or response.status in _NO_BODY:
             self._transport.write(head)
         elif len(body) < _JOIN:

@@ -136,17 +136,20 @@ class HttpServer:
         await self.close()
         return cut_off
 
-    async def close(self) -> None:
-        """Stop at once; returns when every handler's task is over."""
+    async def close(self, seconds: float = 5.0) -> None:
+        """Stop at once; handlers are cancelled and may clean up for ``seconds``."""
         self.draining = True
         self._stop_listening()
         for connection in tuple(self.connections):
             connection.abort()
-        # connection_lost comes one turn later and cancels the task.
-        while self.connections or self._orphans:
+        deadline = asyncio.get_running_loop().time() + seconds
+        while (left := deadline - asyncio.get_running_loop().time()) > 0:
+            # connection_lost comes one turn later and cancels the task.
             await asyncio.sleep(0)
             if self._orphans:
-                await asyncio.wait(tuple(self._orphans))
+                await asyncio.wait(tuple(self._orphans), timeout=left)
+            elif not self.connections:
+                break
         if self._timer is not None:
             self._timer.cancel()
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tokenhub.web.admin.keys import KeyAdmin
     from tokenhub.web.admin.models import ModelAdmin
     from tokenhub.web.admin.providers import ProviderAdmin
+    from tokenhub.web.admin.routing import RoutingAdmin
     from tokenhub.web.admin.server import ServerAdmin
     from tokenhub.web.admin.vault import VaultAdmin
     from tokenhub.web.api.chat import ChatApi
@@ -33,6 +34,7 @@ class Handlers:
     models: ModelAdmin
     keys: KeyAdmin
     budget: BudgetAdmin
+    routing: RoutingAdmin
 
 
 def routes(on: Handlers) -> list[Route]:
@@ -87,4 +89,15 @@ def routes(on: Handlers) -> list[Route]:
         Route("GET", f"{admin}/budget/{{id}}", on.budget.get, ADMIN),
         Route("POST", f"{admin}/budget/{{id}}/adjust", on.budget.adjust, ADMIN),
         Route("GET", f"{admin}/spend", on.budget.spend, ADMIN),
+        Route("GET", f"{admin}/routing-config", on.routing.config, ADMIN),
+        Route("PUT", f"{admin}/routing-config", on.routing.set_config, ADMIN),
+        Route("POST", f"{admin}/routing/simulate", on.routing.simulate, ADMIN),
+        Route("GET", f"{admin}/decisions/{{id}}", on.routing.decision, ADMIN),
+        Route("POST", f"{admin}/decisions/{{id}}/replay", on.routing.replay, ADMIN),
+        Route("GET", f"{admin}/rewards", on.routing.rewards, ADMIN),
+        Route("GET", f"{admin}/health", on.routing.health, ADMIN),
+        Route("GET", f"{admin}/aliases", on.routing.aliases, ADMIN),
+        Route("GET", f"{admin}/aliases/{{name:path}}", on.routing.alias, ADMIN),
+        Route("PUT", f"{admin}/aliases/{{name:path}}", on.routing.put_alias, ADMIN),
+        Route("DELETE", f"{admin}/aliases/{{name:path}}", on.routing.delete_alias, ADMIN),
     ]

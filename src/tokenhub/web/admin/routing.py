@@ -1,0 +1,137 @@
+"""/admin/v1: routing defaults, aliases, simulation, past decisions, rewards, provider health."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tokenhub.core.errors import InvalidRequest, NotFound
+from tokenhub.core.fields import decode_fields
+from tokenhub.routing.aliases import AliasFields, describe
+from tokenhub.routing.explain import explain, replay
+from tokenhub.routing.settings import SettingsFields
+from tokenhub.routing.simulate import SimulateFields, simulate
+from tokenhub.web.admin.paging import MAX_LIMIT, page, query_of, whole
+from tokenhub.web.answers import json_answer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from tokenhub.providers.catalog import CatalogStore
+    from tokenhub.routing.aliases import Aliases
+    from tokenhub.routing.rewards import RewardLog, StoredDecision
+    from tokenhub.routing.router import Router
+    from tokenhub.routing.settings import SettingsStore
+    from tokenhub.web.admin.audited import Auditor
+    from tokenhub.web.http import Request, Response
+
+
+class RoutingAdmin:
+    """What decides, what was decided, and what would be.
+
+    Args:
+        router: the one that decides.
+        settings, aliases, catalog: what is configured.
+        log: past decisions and rewards.
+        unavailable: providers that cannot be called now, with the reason.
+        audit: rows for changes.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        settings: SettingsStore,
+        aliases: Aliases,
+        catalog: CatalogStore,
+        log: RewardLog,
+        unavailable: Callable[[], Mapping[str, str]],
+        audit: Auditor,
+    ) -> None:
+        self._router = router
+        self._settings = settings
+        self._aliases = aliases
+        self._catalog = catalog
+        self._log = log
+        self._unavailable = unavailable
+        self._audit = audit
+
+    async def config(self, request: Request, _: None) -> Response:
+        """The defaults in force, and what of them is stored."""
+        query_of(request)
+        return json_answer(self._settings.describe())
+
+    async def set_config(self, request: Request, _: None) -> Response:
+        """Change the defaults named."""
+        fields = decode_fields(request.body, SettingsFields)
+        audit = self._audit.entry(request, "routing-config.update", "routing")
+        effective = await self._settings.change(fields, also=audit)
+        self._router.update(settings=effective)
+        return json_answer({"ok": True} | self._settings.describe())
+
+    async def simulate(self, request: Request, _: None) -> Response:
+        """Decide for a made-up request; nothing is sent, nothing changes."""
+        fields = decode_fields(request.body, SimulateFields)
+        return json_answer(simulate(self._router, fields, self._unavailable()))
+
+    async def decision(self, request: Request, _: None) -> Response:
+        """Why a past request went where it went."""
+        request_id = request.params["id"]
+        return json_answer(explain(request_id, await self._stored(request_id)))
+
+    async def replay(self, request: Request, _: None) -> Response:
+        """Decide a past request again, from its record alone."""
+        request_id = request.params["id"]
+        return json_answer(replay(request_id, await self._stored(request_id)))
+
+    async def rewards(self, request: Request, _: None) -> Response:
+        """Logged attempts with their rewards, newest first."""
+        query = query_of(request, "limit", "offset")
+        limit = whole(query, "limit", 100, 1, MAX_LIMIT)
+        offset = whole(query, "offset", 0, 0, 10**9)
+        self._log.flush()
+        return json_answer({"rewards": await self._log.rewards(limit, offset)})
+
+    async def health(self, request: Request, _: None) -> Response:
+        """What is known of each provider of the catalog."""
+        query_of(request)
+        rows = self._router.health.rows(self._catalog.current.providers)
+        return json_answer({"providers": rows})
+
+    async def aliases(self, request: Request, _: None) -> Response:
+        """All aliases, by name."""
+        rows = [describe(alias) for _, alias in sorted(self._aliases.current.items())]
+        return json_answer(page(request, "items", rows))
+
+    async def alias(self, request: Request, _: None) -> Response:
+        """One alias."""
+        return json_answer(describe(self._aliases.get(request.params["name"])))
+
+    async def put_alias(self, request: Request, _: None) -> Response:
+        """Create or replace an alias."""
+        name = request.params["name"]
+        fields = decode_fields(request.body, AliasFields)
+        if fields.name not in {"", name}:
+            raise InvalidRequest("`name` in the body is not the name in the path.", param="name")
+        fields = msgspec.structs.replace(fields, name=name)
+        audit = self._audit.entry(request, "alias.upsert", name)
+        alias, missing = await self._aliases.put(fields, self._catalog.current, also=audit)
+        self._router.update(aliases=self._aliases.current)
+        return json_answer(describe(alias) | {"ok": True, "unknown_models": missing})
+
+    async def delete_alias(self, request: Request, _: None) -> Response:
+        """Delete an alias."""
+        name = request.params["name"]
+        await self._aliases.delete(name, also=self._audit.entry(request, "alias.delete", name))
+        self._router.update(aliases=self._aliases.current)
+        return json_answer({"ok": True})
+
+    async def _stored(self, request_id: str) -> StoredDecision:
+        stored = await self._log.stored(request_id)
+        if stored is None:
+            raise NotFound(
+                f"No decision of a request `{request_id[:64]}` is stored.",
+                code="decision_not_found",
+                hint="The id stands in the answer's X-Request-Id header and in `tokenhubctl logs`.",
+            )
+        return stored
