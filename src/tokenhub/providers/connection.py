@@ -17,24 +17,19 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from tokenhub.core.errors import FailureClass, TransportError
+from tokenhub.providers.stream import StreamAnswer
 from tokenhub.providers.upstream import MAX_STREAM_BODY, MAX_WHOLE_BODY, Answer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tokenhub.providers.upstream import Timeouts
-
-_T = TypeVar("_T")
 
 MAX_HEAD = 64 * 1024
 MAX_HEADERS = 200
-# Bytes kept for a stream that nobody relays yet; then reading stops.
-MAX_EARLY = 256 * 1024
 # An idle connection that the other end had already closed shows it at once. One that breaks
 # later broke while the provider was working, and sending again could be paid for twice.
 STALE_SECONDS = 1.0
@@ -310,9 +305,10 @@ class Connection(asyncio.Protocol):
             return
         if (stream := self._stream) is None:
             assert self._waiter is not None
-            self._stream = stream = StreamAnswer(self, self._status, self._headers)
-            _resolve(self._waiter, stream)
-            self._waiter = None
+            self._stream = stream = StreamAnswer(self._loop, self, self._status, self._headers)
+            waiter, self._waiter = self._waiter, None
+            if not waiter.done():  # its task may have been cancelled a moment ago
+                waiter.set_result(stream)
         if data:
             stream.push(data)
             if self._stream is not stream:  # the sink failed or aborted
@@ -334,7 +330,8 @@ class Connection(asyncio.Protocol):
         """Give away a whole answer. In this order: given away first, then free for the next."""
         waiter, self._waiter = self._waiter, None
         assert waiter is not None
-        _resolve(waiter, Answer(self._status, self._headers, body))
+        if not waiter.done():
+            waiter.set_result(Answer(self._status, self._headers, body))
         self._free()
 
     def _free(self) -> None:
@@ -370,104 +367,6 @@ class Connection(asyncio.Protocol):
             kind = StaleConnection if self.uses > 1 and not late else TransportError
             message = "the connection was closed without an answer"
             self.close(kind(FailureClass.RESET, message, sent=True))
-
-
-class StreamAnswer(Answer):
-    """An answer whose body is still arriving. One ``relay`` or ``read`` takes it."""
-
-    __slots__ = ("_connection", "_early", "_ended", "_error", "_loop", "_sink", "_waiter", "paused")
-
-    def __init__(self, connection: Connection, status: int, headers: dict[bytes, bytes]) -> None:
-        super().__init__(status, headers, None)
-        self._loop = connection._loop  # noqa: SLF001 - two halves of one thing
-        self._connection: Connection | None = connection  # None = nothing more will come
-        self._early = bytearray()
-        self._sink: Callable[[bytes], None] | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._error: BaseException | None = None
-        self.paused = False  # by the caller
-
-    async def read(self) -> bytes:
-        """The whole body."""
-        body = bytearray()
-
-        def keep(data: bytes) -> None:
-            if len(body) + len(data) > MAX_WHOLE_BODY:
-                message = "the answer's body is too large"
-                raise TransportError(FailureClass.GARBAGE, message, sent=True)
-            body.extend(data)
-
-        await self.relay(keep)
-        return bytes(body)
-
-    async def relay(self, sink: Callable[[bytes], None]) -> None:
-        """Call ``sink`` with all that each read brought; return at a clean end."""
-        assert self._sink is None, "a stream is relayed once"
-        self._sink = sink
-        try:
-            if self._early:
-                early, self._early = bytes(self._early), bytearray()
-                sink(early)
-            if self._connection is not None:
-                self._connection.touch()
-                self._connection.set_reading(not self.paused)
-                self._waiter = self._loop.create_future()
-                await self._waiter
-            elif self._error is not None:
-                raise self._error
-        finally:
-            # Cancelled, or the sink failed: without effect after a clean end.
-            self.abort()
-
-    def pause(self) -> None:
-        """Stop reading."""
-        self.paused = True
-        if self._connection is not None:
-            self._connection.set_reading(False)
-
-    def resume(self) -> None:
-        """Read on."""
-        self.paused = False
-        if self._connection is not None:
-            self._connection.touch()
-            self._connection.set_reading(True)
-
-    def abort(self) -> None:
-        """Close the connection if the answer is still under way."""
-        if self._connection is not None:
-            self._connection.close()
-
-    def push(self, data: bytes) -> None:
-        """For the connection: the body bytes of one read."""
-        if self._waiter is None:
-            self._early += data
-            if len(self._early) > MAX_EARLY and self._connection is not None:
-                self._connection.set_reading(False)
-            return
-        assert self._sink is not None
-        try:
-            self._sink(data)
-        except Exception as error:  # noqa: BLE001 - it belongs to whoever awaits relay()
-            if self._connection is not None:
-                self._connection.close(error)
-
-    def end(self) -> None:
-        """For the connection: the body is complete."""
-        self._connection = None
-        if self._waiter is not None:
-            _resolve(self._waiter, None)
-
-    def fail(self, error: BaseException) -> None:
-        """For the connection: the body breaks off here."""
-        self._connection = None
-        self._error = error
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(error)
-
-
-def _resolve(waiter: asyncio.Future[_T], value: _T) -> None:
-    if not waiter.done():  # its task may have been cancelled a moment ago
-        waiter.set_result(value)
 
 
 def _size(headers: dict[bytes, bytes]) -> int:

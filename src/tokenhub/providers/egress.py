@@ -108,8 +108,8 @@ def parse_base_url(url: str) -> Origin:
     """
     if len(url) > MAX_URL:
         raise _invalid(f"is longer than {MAX_URL} characters")
-    if any(char <= " " or char == "\x7f" or char.isspace() for char in url):
-        raise _invalid("holds white space or control characters")
+    if not url.isprintable() or " " in url:
+        raise _invalid("holds white space, control or invisible characters")
     if "\\" in url:
         raise _invalid("holds a backslash")
     if "?" in url or "#" in url:

@@ -79,7 +79,7 @@ class Server:
             await self._script(Peer(self, reader, writer, self.accepts))
         except (ConnectionError, asyncio.CancelledError):
             pass
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - shown by upstream()
             self.errors.append(error)
         finally:
             self.now_open -= 1
