@@ -357,6 +357,39 @@ class TestAnswers:
         client.send(get())
         assert (await client.answer()).status == 500
 
+    async def test_a_callback_that_answers_nonsense_is_still_a_500(self, http):
+        def render(request, error):
+            return Response(99, b"oops", [(b"X", b"a\r\nb")])
+
+        async def handler(request):
+            raise RuntimeError
+
+        await http.serve(handler, render=render)
+        client = await http.connect()
+        client.send(get())
+        answer = await client.answer()
+        assert (answer.status, answer.body) == (500, b"oops")
+
+    @pytest.mark.parametrize(
+        ("extra", "status", "header"),
+        [
+            (b"Content-Encoding: gzip\r\nContent-Length: 1\r\n", 415, b"accept-encoding"),
+            (b"Content-Encoding: identity, br\r\n", 415, b"accept-encoding"),
+            (b"Content-Encoding: Identity\r\n", 200, None),
+            (b"Expect: something\r\n", 417, None),
+            (b"Upgrade: websocket\r\n", 400, None),
+        ],
+    )
+    async def test_what_is_not_done_here_has_its_own_status(
+        self, http, echo, extra, status, header
+    ):
+        await http.serve(echo)
+        client = await http.connect()
+        client.send(get(extra=extra))
+        answer = await client.answer()
+        assert answer.status == status
+        assert header is None or answer.headers[header] == b"identity"
+
     async def test_every_answer_has_its_own_id_and_a_date(self, http, echo):
         await http.serve(echo)
         client = await http.connect()
@@ -972,6 +1005,26 @@ class TestDrain:
         assert await server.drain(0.05) == 3
         assert handler.ended == ["cancelled"] * 3
         assert not server.connections
+
+    async def test_a_handler_that_will_not_end_does_not_hold_the_server(self, http):
+        started = asyncio.Event()
+        go = asyncio.Event()
+
+        async def handler(request):
+            try:
+                started.set()
+                await asyncio.sleep(60)
+            finally:
+                await go.wait()
+
+        server = await http.serve(handler)
+        client = await http.connect()
+        client.send(get())
+        await started.wait()
+        await server.close(0.05)
+        assert not server.connections
+        assert len(server._orphans) == 1
+        go.set()
 
     async def test_no_answer_is_lost_under_load(self, http):
         async def handler(request):
