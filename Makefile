@@ -125,12 +125,15 @@ lock: .venv/.run  ## write requirements/*.txt anew from *.in; UPGRADE=1 takes th
 	    --output-file requirements/$$name.txt requirements/$$name.in; \
 	done
 
+prices: .venv/.dev  ## write the shipped price catalogue anew
+	@$(PY) tools/export_prices.py
+
 clean:  ## remove what was built, and the tools' caches; .venv stays
 	@rm -rf bin build dist bench/build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	@find src tests bench tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help run install uninstall build _build-container _build-native start stop restart status \
-  logs package _write-env test check fix bench lock clean FORCE
+  logs package _write-env test check fix bench lock prices clean FORCE
 
 
 # A clone that was moved gets a new environment: programs in .venv carry its absolute path.
