@@ -7,7 +7,6 @@ failure completes nothing.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import signal
@@ -61,6 +60,8 @@ def ids(kind: str) -> Callable[[click.Context, click.Parameter, str], list[str]]
 
 
 def _cached(session: Session, kind: str) -> list[str]:
+    import hashlib  # noqa: PLC0415  (3 ms for every command that has an id)
+
     with contextlib.suppress(CliError, OSError, ValueError):
         url = hashlib.sha256(session.config.endpoint.url.encode()).hexdigest()[:16]
         root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"

@@ -128,4 +128,5 @@ def delete(session: Session, key_id: str) -> View:
 def paid(session: Session, key_id: str) -> View:
     """Start the key's budget period afresh."""
     answer = session.change("POST", address.path("apikeys", key_id, "paid"), {})
-    return done(answer, "Budget period started afresh.")
+    amount = f" {cells.money(answer['paid_usd'])} booked as paid." if "paid_usd" in answer else ""
+    return done(answer, f"Budget period started afresh.{amount}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,7 +11,8 @@ from tokenhubctl import address, cells
 from tokenhubctl.command import noun, pass_session
 from tokenhubctl.completion import ids
 from tokenhubctl.errors import FAILED, UsageFault
-from tokenhubctl.view import Column, Layout, Row, View, done, record, rows
+from tokenhubctl.session import objects
+from tokenhubctl.view import Column, Layout, Row, View, done, generic, record, rows
 
 if TYPE_CHECKING:
     from tokenhubctl.session import Session
@@ -52,9 +53,25 @@ def budget() -> None:
 def show(session: Session, key: str | None) -> View:
     """Limits, spent and reserved amounts."""
     target = address.path("budget") if key is None else address.path("budget", key)
-    found = session.listed(target, "accounts", "items")
+    answer = session.get(target)
+    found = objects(answer, "accounts", "items")
     order = sorted(found, key=lambda row: (str(row.get("name")), str(row.get("period"))))
-    return rows(order, ACCOUNTS)
+    view = rows(order, ACCOUNTS)
+    return view if key is None else _one_key(answer, view)
+
+
+def _one_key(answer: dict[str, Any], accounts: View) -> View:
+    """The accounts of a key, and below them past periods and what was booked by hand."""
+
+    def text(wide: bool, headings: bool) -> str:  # noqa: FBT001
+        booked = [
+            f"{member}:\n" + generic(answer[member], headings=headings)
+            for member in ("history", "entries")
+            if answer.get(member)
+        ]
+        return "\n".join([accounts.text(wide, headings), *booked])
+
+    return View(answer, text, key="key_id")
 
 
 @budget.command("verify")

@@ -16,7 +16,7 @@ from tokenhubctl.session import Session, objects
 from tokenhubctl.view import Column, Layout, View, rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 MAX_SKEW_SECONDS = 5.0
@@ -80,7 +80,20 @@ def _server(session: Session) -> list[Finding]:
     if found[-1].state == "failed":
         return found
     info = session.get(address.path("info"))
-    return [*found, *_version(info), *_vault(info), *_catalog(session)]
+    found += [*_version(info), *_vault(info)]
+    for name, look in (("catalog", _catalog), ("provider health", _down)):
+        found += _tolerant(name, look, session)
+    return found
+
+
+def _tolerant(
+    name: str, look: Callable[[Session], Iterator[Finding]], session: Session
+) -> list[Finding]:
+    """A check that the server could not answer is a finding too."""
+    try:
+        return list(look(session))
+    except CliError as error:
+        return [Finding(name, "warning", error.message, error.hint or "")]
 
 
 def _clock(date: str) -> Iterator[Finding]:
@@ -152,7 +165,6 @@ def _catalog(session: Session) -> Iterator[Finding]:
         yield Finding("models", "ok", f"{enabled} enabled of {len(models)}")
     else:
         yield Finding("models", "failed", "none enabled", "tokenhubctl model enable ID")
-    yield from _down(session)
 
 
 def _down(session: Session) -> Iterator[Finding]:

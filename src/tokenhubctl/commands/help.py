@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from tokenhubctl import commands as listing
-from tokenhubctl.command import verb
+from tokenhubctl.command import COMMON, verb
 from tokenhubctl.topics import TOPICS
 from tokenhubctl.view import Column, Layout, View, rows
 
@@ -79,11 +79,16 @@ def _collect(ctx: click.Context, into: list[dict[str, Any]]) -> None:
             "usage": " ".join([path, *words]),
             "help": (command.help or "").partition("\n")[0].rstrip("."),
             "arguments": words,
-            "options": [
-                _described(param) for param in command.params if isinstance(param, click.Option)
-            ],
+            "options": [_described(param) for param in own_options(command)],
         }
     )
+
+
+def own_options(command: click.Command) -> list[click.Option]:
+    """The options of a command that not every command has."""
+    return [
+        param for param in command.params if isinstance(param, click.Option) and param not in COMMON
+    ]
 
 
 def _described(option: click.Option) -> dict[str, Any]:

@@ -24,7 +24,14 @@ def _layout(by: str) -> Layout:
             Column("REQUESTS", "requests", cells.number),
             Column("IN", "input_tokens", cells.number),
             Column("OUT", "output_tokens", cells.number),
-            Column("SPENT", "cost_usd", cells.cost),
+            Column("SPENT", _cost),
+            Column("CACHED READ", "cached_read_tokens", cells.number, wide=True),
+            Column("CACHED WRITE", "cached_write_tokens", cells.number, wide=True),
+            Column("REASONING", "reasoning_tokens", cells.number, wide=True),
+            Column("RESERVED", "reserved_usd", cells.money, wide=True),
+            Column("OVERRUN", "overrun_usd", cells.money, wide=True),
+            Column("UNPRICED", "unpriced", cells.number, wide=True),
+            Column("INEXACT", "inexact", cells.number, wide=True),
         ),
         key=GROUPS[by],
         empty="Nothing was spent in this time.",
@@ -35,12 +42,22 @@ def _group(row: Row, by: str) -> object:
     return row.get("api_key_name") or row.get("name") or row.get(GROUPS[by])
 
 
+def _cost(row: Row) -> str:
+    # Requests to a model without a price cost something that nobody knows.
+    amount = row.get("cost_usd")
+    return "unpriced" if row.get("unpriced") and not amount else cells.cost(amount)
+
+
 @verb("spend", watch=True)
 @click.option("--by", type=click.Choice(list(GROUPS)), default="key", help="Group by this (key).")
 @click.option("--since", metavar="TIME", help="Only from TIME on: 15m, 2h, 7d, or a date.")
+@click.option("--until", metavar="TIME", help="Only up to TIME.")
 @pass_session
-def spend(session: Session, by: str, since: str | None) -> View:
+def spend(session: Session, by: str, since: str | None, until: str | None) -> View:
     """Spend by key, model, provider or day."""
-    start = moment(since) if since else None
-    target = address.path("spend") + address.query([("by", by), ("since", start)])
+    bounds = [
+        ("since", moment(since) if since else None),
+        ("until", moment(until) if until else None),
+    ]
+    target = address.path("spend") + address.query([("by", by), *bounds])
     return rows(session.listed(target, "spend", "items"), _layout(by))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tokenhubctl import address, table
+from tokenhubctl import address, cells, table
 from tokenhubctl.arguments import Secret
 from tokenhubctl.command import Noun, noun, pass_session
 from tokenhubctl.completion import ids
@@ -35,7 +35,10 @@ def unlock(session: Session, password: str | None) -> View:
     """
     secret = Secret("vault password", fallback=session.config.find(VAULT_PASSWORD))
     body = {"admin_password": secret.resolve(password)}
-    return done(session.change("POST", address.path("vault", "unlock"), body), "Vault unlocked.")
+    answer = session.change("POST", address.path("vault", "unlock"), body)
+    if answer.get("created"):
+        session.note("note: a new vault was created; nothing opens it but this password")
+    return done(answer, "Vault unlocked.")
 
 
 @vault.command("lock")
@@ -89,14 +92,10 @@ def status(session: Session) -> View:
             "locked": info.get("vault_locked"),
             "initialized": info.get("vault_initialized"),
         }
-    pairs = [(name.replace("_", " ").capitalize(), _said(value)) for name, value in answer.items()]
+    pairs = [
+        (name.replace("_", " ").capitalize(), cells.text(value)) for name, value in answer.items()
+    ]
     return record(answer, pairs)
-
-
-def _said(value: object) -> str:
-    from tokenhubctl import cells  # noqa: PLC0415
-
-    return cells.text(value)
 
 
 @vault.group("secret", cls=Noun)

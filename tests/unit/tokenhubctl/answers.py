@@ -132,7 +132,7 @@ ANSWERS: dict[str, Any] = {
 
 OK = {"ok": True}
 CHANGES: dict[str, Any] = {
-    "POST /admin/v1/vault/unlock": {"ok": True, "created": True},
+    "POST /admin/v1/vault/unlock": {"ok": True, "created": False},
     "POST /admin/v1/vault/lock": OK,
     "POST /admin/v1/vault/rotate": OK,
     "PUT /admin/v1/vault/secrets/a": {"ok": True, "key": "a"},

@@ -87,6 +87,18 @@ def test_machine_output_of_a_change_is_the_answer(ctl):
     assert ctl("apikey", "create", '{"name":"x"}', "--query", "key").out == "tokenhub_0123\n"
 
 
+def test_a_new_vault_is_said_to_be_new_on_stderr(ctl, peer):
+    peer.answers["POST /admin/v1/vault/unlock"] = {"ok": True, "created": True}
+    ran = ctl("vault", "unlock", "password1")
+    assert ran.out == "Vault unlocked.\n"
+    assert "a new vault was created" in ran.err
+
+
+def test_what_was_booked_as_paid_is_shown(ctl, peer):
+    peer.answers["POST /admin/v1/apikeys/k2/paid"] = {"ok": True, "paid_usd": 1.5}
+    assert ctl("apikey", "paid", "k2").out.endswith("afresh. $1.50 booked as paid.\n")
+
+
 def test_a_vault_that_was_locked_already_is_said_so(ctl, peer):
     peer.answers["POST /admin/v1/vault/lock"] = {"ok": True, "already_locked": True}
     assert ctl("vault", "lock").out == "Vault was already locked.\n"

@@ -83,6 +83,12 @@ def test_a_provider_that_is_down(findings, peer):
     assert found["provider health"]["fix"] == "tokenhubctl provider-status local"
 
 
+def test_a_check_the_server_cannot_answer_is_a_warning(findings, peer):
+    del peer.answers["GET /admin/v1/health"]
+    code, found = findings()
+    assert (code, found["provider health"]["state"]) == (0, "warning")
+
+
 def test_files_others_can_read(findings, home):
     data = home / ".tokenhub"
     data.mkdir(mode=0o700)

@@ -198,6 +198,26 @@ def test_log_filters_become_parameters(ctl, peer):
     assert peer.last.target == target
 
 
+def test_one_key_with_its_past(ctl, peer):
+    account = {"key_id": "k2", "name": "prod-app", "period": "month", "limit_usd": None,
+               "spent_usd": 1, "reserved_usd": 0}  # fmt: skip
+    entries = [{"what": "adjust", "amount_usd": -1.5, "reason": "billed twice"}]
+    answer = {"key_id": "k2", "accounts": [account], "history": [], "entries": entries}
+    peer.answers["GET /admin/v1/budget/k2"] = answer
+    assert ctl("budget", "show", "k2").out == (
+        "KEY  NAME      PERIOD  LIMIT  SPENT  RESERVED  REMAINING\n"
+        "k2   prod-app  month   none   $1.00  $0.00     no limit\n\n"
+        "entries:\nWHAT    AMOUNT_USD  REASON\nadjust  -1.50       billed twice\n"
+    )
+    assert json.loads(ctl("budget", "show", "k2", "-o", "json").out) == answer
+
+
+def test_spend_without_a_price_is_not_free(ctl, peer):
+    row = {"model_id": "m", "requests": 1, "cost_usd": 0, "unpriced": 1}
+    peer.answers["GET /admin/v1/spend?by=model"] = {"spend": [row]}
+    assert "unpriced" in ctl("spend", "--by", "model").out
+
+
 def test_one_request_in_detail(ctl):
     ran = ctl("logs", "show", "r2")
     assert "estimated_cost_usd:  $0.00042\n" in ran.out
