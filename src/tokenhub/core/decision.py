@@ -150,7 +150,7 @@ class Evidence(msgspec.Struct, frozen=True, omit_defaults=True):
         at_ms: when it was taken, wall time.
         providers: health by provider id; a missing one is healthy and unmeasured.
         models: times by model id.
-        arms: posterior mean and variance by model id, for the request's token bucket.
+        arms: posterior mean and standard deviation by model id, for the request's token bucket.
         unavailable: provider id → reason the gateway gave (``vault_locked``, ``no_credential``).
         turn: the alias's turn, for ``sticky_by: round_robin``.
     """

@@ -19,22 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 from tokenhub.core.decision import ModelView, ProviderView
 from tokenhub.core.errors import FailureClass
+from tokenhub.routing.circuit import BUCKET_S, DOWN_AT, Circuit, Window
 
 if TYPE_CHECKING:
     from tokenhub.core.clock import Clock
 
-DEGRADED_AT = 2
-DOWN_AT = 5
 REJECTED_AT = 2  # one model's 403 must not close a provider whose other models answer
-EJECT_S = 30.0
-EJECT_MAX_S = 300.0
 TRIAL_S = 60.0  # after this a trial that never ended is given up
 PAUSE_MAX_S = 30.0  # for a 429 that names no time
 RETRY_AFTER_MAX_S = 86_400.0
-BUCKET_S = 60.0
-BUCKETS = 5
-MIN_SAMPLES = 3
-SMOOTHING = 0.1
 
 ATTRIBUTABLE = frozenset(
     {
@@ -54,153 +47,19 @@ OnChange = Callable[[str, str, str, str], None]
 """Called with provider id, old state, new state, and the reason."""
 
 
-class Window:
-    """Sums of the last ``BUCKETS`` buckets, and a moving average that outlives them."""
-
-    __slots__ = ("_buckets", "_turn", "usual_ms")
-
-    def __init__(self) -> None:
-        # One bucket: requests, errors, timed, latency sum, streams, first-token sum.
-        self._buckets = [[0, 0, 0, 0.0, 0, 0.0] for _ in range(BUCKETS)]
-        self._turn = 0
-        self.usual_ms = 0.0
-
-    def _bucket(self, now: float) -> list[float]:
-        turn = int(now / BUCKET_S)
-        if turn != self._turn:
-            for missed in range(max(self._turn + 1, turn - BUCKETS + 1), turn + 1):
-                self._buckets[missed % BUCKETS] = [0, 0, 0, 0.0, 0, 0.0]
-            self._turn = turn
-        return self._buckets[turn % BUCKETS]
-
-    def answered(self, now: float, latency_ms: float, ttft_ms: float | None) -> None:
-        """Count an answer."""
-        bucket = self._bucket(now)
-        bucket[0] += 1
-        bucket[2] += 1
-        bucket[3] += latency_ms
-        if ttft_ms is not None:
-            bucket[4] += 1
-            bucket[5] += ttft_ms
-        if self.usual_ms:
-            self.usual_ms += SMOOTHING * (latency_ms - self.usual_ms)
-        else:
-            self.usual_ms = latency_ms
-
-    def failed(self, now: float) -> None:
-        """Count an error; its time says nothing about an answer's."""
-        bucket = self._bucket(now)
-        bucket[0] += 1
-        bucket[1] += 1
-
-    def rates(self, now: float) -> tuple[float, float, float]:
-        """Error rate, mean latency and mean time to the first token; 0 = too few to say."""
-        self._bucket(now)
-        requests, errors, timed, latency, streams, ttft = map(sum, zip(*self._buckets, strict=True))
-        return (
-            errors / requests if requests else 0.0,
-            latency / timed if timed >= MIN_SAMPLES else 0.0,
-            ttft / streams if streams >= MIN_SAMPLES else 0.0,
-        )
-
-
-class _Circuit:
-    """One provider's counters. All times are monotonic seconds unless ``_ms``."""
-
-    __slots__ = (
-        "consecutive",
-        "errors",
-        "last_error",
-        "last_error_ms",
-        "last_probe_error",
-        "last_probe_ms",
-        "last_success_ms",
-        "limited_until",
-        "pauses",
-        "probe_errors",
-        "rejected",
-        "requests",
-        "returned",
-        "state",
-        "trial_until",
-        "tripped",
-        "tripped_by_probe",
-        "trips",
-        "until",
-        "window",
-    )
-
-    def __init__(self) -> None:
-        self.window = Window()
-        self.state = "healthy"
-        self.requests = self.errors = self.consecutive = 0
-        self.probe_errors = self.rejected = self.trips = self.pauses = 0
-        self.tripped = ""
-        self.tripped_by_probe = False
-        self.until = self.trial_until = self.limited_until = 0.0
-        self.returned = float("-inf")
-        self.last_error = self.last_probe_error = ""
-        self.last_error_ms = self.last_success_ms = self.last_probe_ms = 0
-
-    def closed(self, now: float) -> str:
-        """Why nothing may be sent now; "" = it may."""
-        if now < self.limited_until:
-            return "rate_limited"
-        if not self.tripped:
-            return ""
-        if now < self.until:
-            return self.tripped
-        return "probing" if now < self.trial_until else ""
-
-    def phase(self, now: float) -> str:
-        """The circuit's position: closed, open or half_open."""
-        if not self.tripped:
-            return "closed"
-        return "open" if now < self.until else "half_open"
-
-    def judged(self, now: float) -> str:
-        """Healthy, degraded or down."""
-        if self.tripped:
-            return "down" if now < self.until else "degraded"
-        doubtful = self.rejected or max(self.consecutive, self.probe_errors) >= DEGRADED_AT
-        return "degraded" if doubtful else "healthy"
-
-    def trip(self, now: float, reason: str, *, by_probe: bool = False) -> None:
-        """Open the circuit; for longer when it had not been well for long."""
-        self.trips = self.trips + 1 if now - self.returned < EJECT_MAX_S or self.tripped else 1
-        self.tripped = reason
-        self.tripped_by_probe = by_probe
-        self.until = now + min(EJECT_S * self.trips, EJECT_MAX_S)
-        self.trial_until = 0.0
-
-    def restore(self, now: float) -> None:
-        """Close the circuit."""
-        if self.tripped:
-            self.returned = now
-        self.tripped = ""
-        self.trial_until = 0.0
-        self.consecutive = self.probe_errors = self.rejected = self.pauses = 0
-
-    def next_change(self, now: float) -> float:
-        """When time alone changes the view."""
-        times = [(int(now / BUCKET_S) + 1) * BUCKET_S, self.limited_until]
-        if self.tripped:
-            times += [self.until, self.trial_until]
-        return min(time for time in times if time > now)
-
-
 class Health:
     """All providers. Everything is learned at once, from the loop's thread."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._circuits: dict[str, _Circuit] = {}
+        self._circuits: dict[str, Circuit] = {}
         self._models: dict[str, Window] = {}
         self._views: dict[str, ProviderView] = {}
         self._model_views: dict[str, ModelView] = {}
         self._changed: set[str] = set()
         self._changed_models: set[str] = set()
         self._next = 0.0
+        self._turn = 0
         self._on_change: list[OnChange] = []
 
     def on_change(self, callback: OnChange) -> None:
@@ -343,29 +202,27 @@ class Health:
         return self._views, self._model_views
 
     def _renew(self, now: float) -> None:
-        if int(now / BUCKET_S) != int(self._next / BUCKET_S) or not self._views:
+        if (turn := int(now / BUCKET_S)) != self._turn:
+            self._turn = turn
             self._changed_models.update(self._models)
         for provider_id, circuit in self._circuits.items():
             self._touch(provider_id, circuit, "time")
-        self._plan(now)
-
-    def _plan(self, now: float) -> None:
         changes = [circuit.next_change(now) for circuit in self._circuits.values()]
         self._next = min(changes, default=now + BUCKET_S)
 
-    def _circuit(self, provider_id: str) -> _Circuit:
+    def _circuit(self, provider_id: str) -> Circuit:
         if (circuit := self._circuits.get(provider_id)) is None:
-            circuit = self._circuits[provider_id] = _Circuit()
+            circuit = self._circuits[provider_id] = Circuit()
         return circuit
 
-    def _note(self, circuit: _Circuit, now: float, message: str) -> None:
+    def _note(self, circuit: Circuit, now: float, message: str) -> None:
         circuit.errors += 1
         circuit.window.failed(now)
         circuit.last_error = message
         circuit.last_error_ms = self._clock.now_ms()
 
     @staticmethod
-    def _pause(circuit: _Circuit, now: float, retry_after: float | None) -> None:
+    def _pause(circuit: Circuit, now: float, retry_after: float | None) -> None:
         if retry_after is None:
             retry_after = min(2.0**circuit.pauses, PAUSE_MAX_S)
             circuit.pauses += 1
@@ -373,13 +230,13 @@ class Health:
         circuit.limited_until = max(circuit.limited_until, until)
 
     @staticmethod
-    def _consider_trip(circuit: _Circuit, now: float) -> None:
+    def _consider_trip(circuit: Circuit, now: float) -> None:
         phase = circuit.phase(now)
         # Failures of requests that were already under way when it opened prolong nothing.
         if phase == "half_open" or (phase == "closed" and circuit.consecutive >= DOWN_AT):
             circuit.trip(now, "down")
 
-    def _touch(self, provider_id: str, circuit: _Circuit, reason: str) -> None:
+    def _touch(self, provider_id: str, circuit: Circuit, reason: str) -> None:
         now = self._clock.monotonic()
         self._changed.add(provider_id)
         self._next = min(self._next, circuit.next_change(now))
@@ -389,7 +246,7 @@ class Health:
             for callback in self._on_change:
                 callback(provider_id, old, new, reason)
 
-    def _view(self, circuit: _Circuit, now: float) -> ProviderView:
+    def _view(self, circuit: Circuit, now: float) -> ProviderView:
         closed = circuit.closed(now)
         error_rate, latency, ttft = circuit.window.rates(now)
         return ProviderView(
@@ -403,7 +260,7 @@ class Health:
         )
 
     @staticmethod
-    def _reopens(circuit: _Circuit) -> float:
+    def _reopens(circuit: Circuit) -> float:
         ends = max(circuit.until, circuit.trial_until) if circuit.tripped else 0.0
         return max(ends, circuit.limited_until)
 
@@ -416,7 +273,7 @@ class Health:
 
     def _row(self, provider_id: str) -> dict[str, Any]:
         now = self._clock.monotonic()
-        circuit = self._circuits.get(provider_id) or _Circuit()
+        circuit = self._circuits.get(provider_id) or Circuit()
         closed = circuit.closed(now)
         error_rate, latency, ttft = circuit.window.rates(now)
         return {

@@ -8,7 +8,7 @@ the lower id.
 
 from __future__ import annotations
 
-from math import exp, sqrt
+from math import exp
 from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tokenhub.core.catalog import Model
 
 
+_GRID = 1 << 40
 _SCORE_THEN_ID = itemgetter(0, 1)
 
 
@@ -102,14 +103,20 @@ def _by_score(fits: Sequence[Fit], profile: Profile) -> list[Candidate]:
     ranked = []
     for fit in fits:
         share = max_cost if fit.cost is None else fit.cost
-        cost = wc * share / max_cost if max_cost else 0.0
-        latency = wl * fit.latency_ms / max_latency if max_latency else 0.0
-        failure = wf * fit.error_rate / max_failure if max_failure else 0.0
-        weight = -ww * fit.model.weight / max_weight if max_weight > 0 else 0.0
+        cost = _grid(wc * share / max_cost) if max_cost else 0.0
+        latency = _grid(wl * fit.latency_ms / max_latency) if max_latency else 0.0
+        failure = _grid(wf * fit.error_rate / max_failure) if max_failure else 0.0
+        weight = _grid(-ww * fit.model.weight / max_weight) if max_weight > 0 else 0.0
         terms = {"cost": cost, "latency": latency, "failure": failure, "weight": weight}
         ranked.append((cost + latency + failure + weight, fit.model.id, fit, terms))
     ranked.sort(key=_SCORE_THEN_ID)
     return [_candidate(fit, score, terms) for score, _, fit, terms in ranked]
+
+
+def _grid(term: float) -> float:
+    # Multiples of 2^-40 below 1 add without rounding, so the terms of a score sum to it exactly,
+    # in any order and by any algorithm.
+    return int(term * _GRID) / _GRID
 
 
 def _by_reward(fits: Sequence[Fit], evidence: Evidence) -> list[Candidate]:
@@ -137,7 +144,7 @@ def _by_reward(fits: Sequence[Fit], evidence: Evidence) -> list[Candidate]:
             expected_ms=fit.expected_ms,
             propensity=chance,
             mean=arm[0],
-            sd=sqrt(arm[1]),
+            sd=arm[1],
         )
         for score, _, fit, arm, chance in ranked
     ]

@@ -1,0 +1,147 @@
+"""One provider's circuit and the sliding window of its answers; no clock, times are passed in."""
+
+from __future__ import annotations
+
+DEGRADED_AT = 2
+DOWN_AT = 5
+EJECT_S = 30.0
+EJECT_MAX_S = 300.0
+BUCKET_S = 60.0
+BUCKETS = 5
+MIN_SAMPLES = 3
+SMOOTHING = 0.1
+
+
+class Window:
+    """Sums of the last ``BUCKETS`` buckets, and a moving average that outlives them."""
+
+    __slots__ = ("_buckets", "_turn", "usual_ms")
+
+    def __init__(self) -> None:
+        # One bucket: requests, errors, timed, latency sum, streams, first-token sum.
+        self._buckets = [[0, 0, 0, 0.0, 0, 0.0] for _ in range(BUCKETS)]
+        self._turn = 0
+        self.usual_ms = 0.0
+
+    def _bucket(self, now: float) -> list[float]:
+        turn = int(now / BUCKET_S)
+        if turn != self._turn:
+            for missed in range(max(self._turn + 1, turn - BUCKETS + 1), turn + 1):
+                self._buckets[missed % BUCKETS] = [0, 0, 0, 0.0, 0, 0.0]
+            self._turn = turn
+        return self._buckets[turn % BUCKETS]
+
+    def answered(self, now: float, latency_ms: float, ttft_ms: float | None) -> None:
+        """Count an answer."""
+        bucket = self._bucket(now)
+        bucket[0] += 1
+        bucket[2] += 1
+        bucket[3] += latency_ms
+        if ttft_ms is not None:
+            bucket[4] += 1
+            bucket[5] += ttft_ms
+        if self.usual_ms:
+            self.usual_ms += SMOOTHING * (latency_ms - self.usual_ms)
+        else:
+            self.usual_ms = latency_ms
+
+    def failed(self, now: float) -> None:
+        """Count an error; its time says nothing about an answer's."""
+        bucket = self._bucket(now)
+        bucket[0] += 1
+        bucket[1] += 1
+
+    def rates(self, now: float) -> tuple[float, float, float]:
+        """Error rate, mean latency and mean time to the first token; 0 = too few to say."""
+        self._bucket(now)
+        requests, errors, timed, latency, streams, ttft = map(sum, zip(*self._buckets, strict=True))
+        return (
+            errors / requests if requests else 0.0,
+            latency / timed if timed >= MIN_SAMPLES else 0.0,
+            ttft / streams if streams >= MIN_SAMPLES else 0.0,
+        )
+
+
+class Circuit:
+    """One provider's counters. All times are monotonic seconds unless ``_ms``."""
+
+    __slots__ = (
+        "consecutive",
+        "errors",
+        "last_error",
+        "last_error_ms",
+        "last_probe_error",
+        "last_probe_ms",
+        "last_success_ms",
+        "limited_until",
+        "pauses",
+        "probe_errors",
+        "rejected",
+        "requests",
+        "returned",
+        "state",
+        "trial_until",
+        "tripped",
+        "tripped_by_probe",
+        "trips",
+        "until",
+        "window",
+    )
+
+    def __init__(self) -> None:
+        self.window = Window()
+        self.state = "healthy"
+        self.requests = self.errors = self.consecutive = 0
+        self.probe_errors = self.rejected = self.trips = self.pauses = 0
+        self.tripped = ""
+        self.tripped_by_probe = False
+        self.until = self.trial_until = self.limited_until = 0.0
+        self.returned = float("-inf")
+        self.last_error = self.last_probe_error = ""
+        self.last_error_ms = self.last_success_ms = self.last_probe_ms = 0
+
+    def closed(self, now: float) -> str:
+        """Why nothing may be sent now; "" = it may."""
+        if now < self.limited_until:
+            return "rate_limited"
+        if not self.tripped:
+            return ""
+        if now < self.until:
+            return self.tripped
+        return "probing" if now < self.trial_until else ""
+
+    def phase(self, now: float) -> str:
+        """The circuit's position: closed, open or half_open."""
+        if not self.tripped:
+            return "closed"
+        return "open" if now < self.until else "half_open"
+
+    def judged(self, now: float) -> str:
+        """Healthy, degraded or down."""
+        if self.tripped:
+            return "down" if now < self.until else "degraded"
+        doubtful = self.rejected or max(self.consecutive, self.probe_errors) >= DEGRADED_AT
+        return "degraded" if doubtful else "healthy"
+
+    def trip(self, now: float, reason: str, *, by_probe: bool = False) -> None:
+        """Open the circuit; for longer when it had not been well for long."""
+        self.trips = self.trips + 1 if now - self.returned < EJECT_MAX_S or self.tripped else 1
+        self.tripped = reason
+        self.tripped_by_probe = by_probe
+        self.until = now + min(EJECT_S * self.trips, EJECT_MAX_S)
+        self.trial_until = 0.0
+
+    def restore(self, now: float) -> None:
+        """Close the circuit."""
+        if self.tripped:
+            self.returned = now
+        self.tripped = ""
+        self.trial_until = 0.0
+        self.consecutive = self.probe_errors = self.rejected = self.pauses = 0
+
+    def next_change(self, now: float) -> float:
+        """When time alone changes the view."""
+        times = [(int(now / BUCKET_S) + 1) * BUCKET_S, self.limited_until]
+        if self.tripped:
+            times += [self.until, self.trial_until]
+        return min(time for time in times if time > now)

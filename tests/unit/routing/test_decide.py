@@ -1,0 +1,271 @@
+"""Properties of every decision, over random catalogs, policies and health."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.routing.world import evidences, model, per_million, queries, query, rules, worlds
+
+from tokenhub.core.bounds import Measure, bound
+from tokenhub.core.decision import Evidence, Limits, ProviderView
+from tokenhub.core.errors import Forbidden, HubError, InvalidRequest, NotFound, VaultLocked
+from tokenhub.routing.decide import decide, draw_of
+from tokenhub.routing.explain import encode_record
+from tokenhub.routing.rules import decode, encode
+
+SEEDS = st.integers(0, 2**48 - 1)
+
+
+def decided(asked, ruled, seen, seed):
+    try:
+        return decide(asked, ruled, seen, seed)
+    except HubError:
+        return None
+
+
+@given(queries, worlds(), evidences, SEEDS)
+def test_hard_constraints_hold_for_every_candidate(asked, ruled, seen, seed):
+    decision = decided(asked, ruled, seen, seed)
+    for one in decision.candidates if decision else ():
+        found = one.model
+        provider = ruled.catalog.providers[found.provider_id]
+        assert found.enabled
+        assert provider.enabled
+        assert found.tools or not asked.tools
+        assert found.images or not asked.images
+        assert found.provider_id not in seen.unavailable
+        assert not seen.providers.get(found.provider_id, ProviderView()).closed
+        assert not found.max_context_tokens or asked.input_tokens <= found.max_context_tokens
+        _keeps_limits(asked.limits, asked, one, seen)
+        if asked.models:
+            alias = ruled.aliases["alias"]
+            through_alias = "alias" in asked.models and alias.enabled
+            variants = {each.model_id for each in alias.variants} if through_alias else set()
+            assert found.id in {*asked.models, *variants}
+
+
+def _keeps_limits(limits, asked, candidate, seen):
+    found = candidate.model
+    assert found.weight >= (limits.min_weight or 0)
+    if limits.max_budget:
+        size = Measure(text=asked.input_tokens)
+        output = candidate.output_cap or asked.max_tokens or 512
+        most = bound(size, found, max_tokens=output, choices=asked.choices)
+        assert most.priced
+        assert most.nano <= limits.max_budget
+        assert candidate.bound <= limits.max_budget
+    if limits.max_latency_ms:
+        own, view = seen.models.get(found.id), seen.providers.get(found.provider_id)
+        field = "ttft_ms" if asked.stream else "latency_ms"
+        expected = (own and getattr(own, field)) or (view and getattr(view, field)) or 0
+        assert expected <= limits.max_latency_ms
+
+
+@given(queries, worlds(), evidences, SEEDS)
+def test_routed_models_also_keep_the_stored_defaults_and_their_window(asked, ruled, seen, seed):
+    decision = decided(asked, ruled, seen, seed)
+    if decision is None or decision.policy in {"named", "alias"}:
+        return
+    limits = asked.limits.completed(ruled.settings.limits)
+    for one in decision.candidates:
+        _keeps_limits(limits, asked, one, seen)
+        if window := one.model.max_context_tokens:
+            room = 512 if asked.max_tokens is None else asked.max_tokens
+            room = min(room, one.model.max_output_tokens or room)
+            assert int(asked.input_tokens * 1.15) + room <= window
+
+
+@given(queries, worlds(), evidences, SEEDS)
+def test_every_model_is_either_a_candidate_or_filtered(asked, ruled, seen, seed):
+    decision = decided(asked, ruled, seen, seed)
+    if decision is None:
+        return
+    ids = [one.model_id for one in decision.candidates]
+    ids += [one.model_id for one in decision.filtered]
+    assert len(ids) == len(set(ids))
+    if decision.policy in {"weighted", "softmax", "thompson"} or asked.allow_fallback:
+        assert set(ids) - {"gone"} == set(ruled.catalog.models)
+
+
+@given(queries, worlds(), evidences, SEEDS)
+def test_the_terms_sum_to_the_score_exactly(asked, ruled, seen, seed):
+    decision = decided(asked, ruled, seen, seed)
+    for one in decision.candidates if decision else ():
+        forward = backward = 0.0
+        for term in one.terms.values():
+            forward += term
+        for term in reversed(one.terms.values()):
+            backward += term
+        assert forward == backward == math.fsum(one.terms.values()) == one.score
+
+
+@given(queries, worlds(), evidences, SEEDS)
+def test_the_same_record_and_seed_give_the_same_decision(asked, ruled, seen, seed):
+    first = decided(asked, ruled, seen, seed)
+    stored_rules = decode(encode(ruled))
+    assert stored_rules.digest == ruled.digest
+    read = msgspec.json.decode(msgspec.json.encode(seen), type=Evidence)
+    again = decided(asked, stored_rules, read, seed)
+    assert (first is None) == (again is None)
+    if first is not None:
+        assert encode_record(again) == encode_record(first)
+        assert [one.terms for one in again.candidates] == [one.terms for one in first.candidates]
+
+
+@given(queries, worlds(), evidences, SEEDS)
+def test_propensities_of_a_routed_decision_sum_to_one(asked, ruled, seen, seed):
+    decision = decided(asked, ruled, seen, seed)
+    if decision is None or decision.policy not in {"weighted", "softmax", "thompson"}:
+        return
+    assert math.fsum(one.propensity for one in decision.candidates) == pytest.approx(1.0)
+    assert decision.propensity > 0
+
+
+@given(queries, worlds(), evidences, SEEDS)
+def test_without_permission_nobody_but_the_named_model_answers(asked, ruled, seen, seed):
+    decision = decided(asked, ruled, seen, seed)
+    if decision is None or decision.policy != "named" or asked.allow_fallback:
+        return
+    assert [one.model_id for one in decision.candidates] == [asked.model]
+
+
+@pytest.mark.parametrize("mode", ["thompson", "normal"])
+def test_the_recorded_propensity_is_how_often_the_choice_is_made(mode):
+    ruled = rules(*(model(f"m{i}", weight=i) for i in range(4)), exploration_temp=0.7)
+    arms = {f"m{i}": (0.4 + 0.1 * i, 0.1) for i in range(4)}
+    asked = query(mode=mode)
+    chances = {}
+    seen = Counter()
+    for seed in range(4000):
+        decision = decide(asked, ruled, Evidence(arms=arms), seed)
+        chances = {one.model_id: one.propensity for one in decision.candidates}
+        seen[decision.chosen.model_id] += 1
+    for name, chance in chances.items():
+        assert seen[name] / 4000 == pytest.approx(chance, abs=0.03)
+
+
+def test_ties_go_to_the_lower_id():
+    ruled = rules(model("b"), model("c"), model("a"))
+    ranking = decide(query(), ruled, Evidence(), 1).candidates
+    assert [one.model_id for one in ranking] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [("cheap", "small"), ("high_confidence", "large"), ("planning", "large")],
+)
+def test_modes_choose_what_they_are_for(mode, expected):
+    ruled = rules(
+        model("small", weight=2, prices=per_million(0.1)),
+        model("large", weight=10, prices=per_million(10.0)),
+    )
+    assert decide(query(mode=mode), ruled, Evidence(), 1).chosen.model_id == expected
+
+
+def test_a_missing_price_never_makes_a_model_the_cheapest():
+    ruled = rules(model("known"), model("unknown", prices=per_million(0), weight=5))
+    free = decide(query(mode="cheap"), ruled, Evidence(), 1)
+    assert free.chosen.model_id == "unknown"
+    nameless = model("unknown", prices=msgspec.structs.replace(per_million(1), input=None))
+    ruled = rules(model("known"), nameless)
+    assert decide(query(mode="cheap"), ruled, Evidence(), 1).chosen.model_id == "known"
+
+
+def test_the_mode_comes_from_policy_then_name_then_key_then_default():
+    ruled = rules(model("m"), default_mode="planning")
+    full = query(mode="cheap", model="auto:normal", key_mode="adversarial")
+    assert decide(full, ruled, Evidence(), 1).mode == "cheap"
+    for change, expected in (
+        ({"mode": ""}, "normal"),
+        ({"mode": "", "model": "auto"}, "adversarial"),
+        ({"mode": "", "model": "", "key_mode": ""}, "planning"),
+    ):
+        asked = msgspec.structs.replace(full, **change)
+        assert decide(asked, ruled, Evidence(), 1).mode == expected
+
+
+def test_an_explicit_zero_lifts_the_stored_default():
+    ruled = rules(model("m", prices=per_million(1000)), default_max_budget=1)
+    with pytest.raises(InvalidRequest, match="limit"):
+        decide(query(), ruled, Evidence(), 1)
+    assert decide(query(max_budget=0), ruled, Evidence(), 1).chosen.model_id == "m"
+
+
+def test_stored_defaults_do_not_touch_a_named_model():
+    ruled = rules(model("m", prices=per_million(1000)), default_max_budget=1)
+    assert decide(query(model="m"), ruled, Evidence(), 1).reason == "routed-hint-exact"
+
+
+def test_the_output_is_capped_at_what_the_budget_affords():
+    ruled = rules(model("m", prices=per_million(1.0, 2.0)))
+    # 500 tokens in at $1/M leave $0.0095 of $0.01: 4750 tokens at $2/M.
+    decision = decide(query(max_budget=10_000_000), ruled, Evidence(), 1)
+    assert decision.chosen.output_cap == 4750
+    assert decision.chosen.bound == 10_000_000
+    asked = query(max_budget=10_000_000, max_tokens=100)
+    assert decide(asked, ruled, Evidence(), 1).chosen.output_cap is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "changes", "kind", "code"),
+    [
+        ({"enabled": False}, {}, NotFound, "model_disabled"),
+        ({"tools": False}, {"tools": True}, InvalidRequest, "tools_unsupported"),
+        ({"images": False}, {"images": True}, InvalidRequest, "images_unsupported"),
+        ({"weight": 3}, {"min_weight": 4}, InvalidRequest, "weight_below_minimum"),
+        ({"max_context_tokens": 499}, {}, InvalidRequest, "context_length_exceeded"),
+        ({}, {"max_budget": 1}, InvalidRequest, "request_budget_exceeded"),
+        ({}, {"models": ("other",)}, Forbidden, "model_not_allowed"),
+    ],
+)
+def test_a_named_model_is_refused_with_the_limit_that_refused_it(fields, changes, kind, code):
+    ruled = rules(model("m", **fields), model("other"))
+    with pytest.raises(kind) as caught:
+        decide(query(model="m", **changes), ruled, Evidence(), 1)
+    assert caught.value.code == code
+    assert caught.value.hint
+
+
+def test_a_refusal_says_when_to_come_back():
+    ruled = rules(model("m"))
+    seen = Evidence(
+        at_ms=1000, providers={"p": ProviderView(closed="rate_limited", retry_ms=8_500)}
+    )
+    with pytest.raises(HubError) as caught:
+        decide(query(model="m"), ruled, seen, 1)
+    assert caught.value.status == 429
+    assert dict(caught.value.headers) == {b"retry-after": b"8"}
+
+
+def test_a_locked_vault_is_said_to_be_locked():
+    with pytest.raises(VaultLocked):
+        decide(query(), rules(model("m")), Evidence(unavailable={"p": "vault_locked"}), 1)
+
+
+def test_a_fallback_is_taken_only_with_permission_and_says_so():
+    ruled = rules(model("m", "p"), model("other", "q"))
+    seen = Evidence(providers={"p": ProviderView(closed="down")})
+    with pytest.raises(HubError) as caught:
+        decide(query(model="m"), ruled, seen, 1)
+    assert caught.value.code == "provider_down"
+    decision = decide(query(model="m", allow_fallback=True), ruled, seen, 1)
+    assert (decision.chosen.model_id, decision.reason) == ("other", "routed-fallback")
+    assert decision.filtered[0].reason == "health_down"
+
+
+def test_limits_combine_to_the_narrower_one():
+    client = Limits(max_budget=5, max_latency_ms=0, min_weight=3)
+    key = Limits(max_budget=9, max_latency_ms=100)
+    assert client.narrowed(key) == Limits(max_budget=5, max_latency_ms=100, min_weight=3)
+    assert key.narrowed(client) == client.narrowed(key)
+
+
+def test_draws_are_even():
+    draws = sorted(draw_of(seed) for seed in range(2000))
+    assert all(0 <= draw < 1 for draw in draws)
+    assert max(abs(draw - (i + 0.5) / 2000) for i, draw in enumerate(draws)) < 0.05
