@@ -128,6 +128,12 @@ class Call:
         self.streamed = False
         self.ended = 0.0
 
+    @property
+    def cost(self) -> int | None:
+        """Nano-dollars over all attempts; None when a price is unknown."""
+        costs = [attempt.cost for attempt in self.attempts if not attempt.kind or attempt.cost]
+        return None if None in costs else sum(cost for cost in costs if cost is not None)
+
     def answered(self, candidate: Candidate, usage: Usage, finish_reason: str | None) -> None:
         """A provider has answered, at least in part."""
         self.model_id = candidate.model_id

@@ -16,11 +16,12 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from tokenhub.core.bounds import BYTES_PER_TOKEN, measure_chat
-from tokenhub.core.chat import parse_chat
 from tokenhub.core.decision import RouteQuery
 from tokenhub.core.errors import ProviderError
 from tokenhub.gateway.attempt import Attempt
 from tokenhub.gateway.call import Call
+from tokenhub.gateway.intent import chat_intent
+from tokenhub.gateway.native import native_intent
 from tokenhub.routing.retry import Stop, Try, Wait
 
 if TYPE_CHECKING:
@@ -34,11 +35,13 @@ if TYPE_CHECKING:
     from tokenhub.core.clock import Clock
     from tokenhub.core.decision import Decision
     from tokenhub.gateway.call import Answer, ClientRequest
+    from tokenhub.gateway.intent import Intent
     from tokenhub.gateway.lanes import Lanes
     from tokenhub.providers.upstream import Timeouts
     from tokenhub.routing.router import Router
 
 CHAT = "/v1/chat/completions"
+NATIVE = "/v1/chat"
 
 
 class Pipeline:
@@ -77,40 +80,60 @@ class Pipeline:
         self._observers = tuple(observers)
 
     async def chat(self, request: ClientRequest, grant: Grant) -> Answer | None:
-        """Answer one request: whole, or None when the answer was streamed.
+        """Answer a request in OpenAI's dialect: whole, or None when the answer was streamed.
 
         Raises:
             HubError: what the client gets instead.
         """
-        call = Call(request, grant, CHAT, self._clock.now_ms(), self._clock.monotonic())
+        return await self._answer(Call(request, grant, CHAT, *self._now()), chat_intent)
+
+    async def native(self, request: ClientRequest, grant: Grant) -> Answer | None:
+        """Answer a request in our own envelope.
+
+        Raises:
+            HubError: what the client gets instead.
+        """
+        call = Call(request, grant, NATIVE, *self._now())
+        return await self._answer(call, lambda body: native_intent(body, grant))
+
+    def _now(self) -> tuple[int, float]:
+        return self._clock.now_ms(), self._clock.monotonic()
+
+    async def _answer(self, call: Call, read: Callable[[bytes], Intent]) -> Answer | None:
         try:
-            with self._limits.admit(grant):
-                chat = call.chat = parse_chat(request.body)
+            with self._limits.admit(call.grant):
+                intent = read(call.request.body)
+                chat = call.chat = intent.chat
                 size = measure_chat(chat)
-                decision = call.decision = self._decide(call, chat, size)
-                return await self._dispatch(call, chat, size, decision)
+                decision = call.decision = self._decide(call, intent, size)
+                answer = await self._dispatch(call, chat, size, decision)
+                if answer is not None and intent.shape is not None:
+                    return intent.shape(call, answer)
+                return answer
         except BaseException as error:
             call.failed(error)
             raise
         finally:
             self._settle(call)
 
-    def _decide(self, call: Call, chat: ChatRequest, size: Measure) -> Decision:
-        grant = call.grant
+    def _decide(self, call: Call, intent: Intent, size: Measure) -> Decision:
+        grant, chat = call.grant, intent.chat
         return self._router.decide(
             RouteQuery(
                 request_id=call.request.id,
                 model=chat.model,
+                mode=intent.mode,
                 key_mode=grant.mode,
-                input_tokens=size.text // BYTES_PER_TOKEN,
+                input_tokens=intent.input_tokens or size.text // BYTES_PER_TOKEN,
                 size=size,
                 max_tokens=chat.max_tokens,
                 choices=chat.choices,
                 tools=chat.has("tools"),
                 images=size.images > 0,
                 stream=chat.stream,
+                limits=intent.limits,
                 models=grant.models,
-                allow_fallback=grant.allow_fallback,
+                allow_fallback=grant.allow_fallback or intent.allow_fallback,
                 key_id=grant.key_id,
             ),
             unavailable=self._lanes.unavailable(),

@@ -50,6 +50,7 @@ def routes(on: Handlers) -> list[Route]:
             spends=True,
             max_body=V1_BODY,
         ),
+        Route("POST", "/v1/chat", on.chat.native, "chat", spends=True, max_body=V1_BODY),
         Route("GET", "/v1/models", on.models_api.list, ANY_KEY, OPENAI),
         Route("GET", "/v1/models/{id:path}", on.models_api.get, ANY_KEY, OPENAI),
         Route("GET", "/healthz", on.health.healthz, PUBLIC),

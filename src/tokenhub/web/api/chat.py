@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions."""
+"""POST /v1/chat/completions and POST /v1/chat."""
 
 from __future__ import annotations
 
@@ -21,4 +21,9 @@ class ChatApi:
     async def completions(self, request: Request, grant: Grant) -> Response | None:
         """Answer a chat request; None when the answer was streamed."""
         answer = await self._pipeline.chat(request, grant)
+        return None if answer is None else Response(200, answer.body, answer.headers)
+
+    async def native(self, request: Request, grant: Grant) -> Response | None:
+        """The same in our own envelope, with a policy."""
+        answer = await self._pipeline.native(request, grant)
         return None if answer is None else Response(200, answer.body, answer.headers)

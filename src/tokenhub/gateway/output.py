@@ -1,0 +1,117 @@
+"""The native endpoint's answers: format the text, check it against the client's schema."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from typing import Any, Literal
+
+import jsonschema_rs
+import msgspec
+
+from tokenhub.core.errors import InvalidRequest, Unprocessable
+
+_THINK = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
+_OPEN_THINK = re.compile(r"<think>.*\Z", re.DOTALL)
+_FENCE = re.compile(r"```[a-zA-Z]*[ \t]*\n(.*?)\n?```", re.DOTALL)
+_JSON_FENCE = re.compile(r"```json[ \t]*\n(.*?)\n?```", re.DOTALL | re.IGNORECASE)
+_HEADING = re.compile(r"^[ \t]*#{1,6}[ \t]+", re.MULTILINE)
+_BULLET = re.compile(r"^[ \t]*[*+-][ \t]+", re.MULTILINE)
+_EMPHASIS = re.compile(r"(\*\*|__|\*|`)(?=\S)(.+?)(?<=\S)\1")
+
+CHARS_PER_TOKEN = 4
+SHOWN_FAULTS = 10
+
+
+class OutputFormat(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """How the text of an answer is to look. 0 and "" change nothing.
+
+    ``max_tokens`` cuts the text after so many times four characters; it does not limit what is
+    generated (and paid).
+    """
+
+    type: Literal["", "json", "markdown", "text", "xml"] = ""
+    schema: dict[str, Any] | None = None
+    max_tokens: int = 0
+    strip_think: bool = False
+
+    def apply(self, text: str) -> str:
+        """The text as wished."""
+        if self.strip_think:
+            # A block that never ends (the answer was cut inside it) is thinking too.
+            text = _OPEN_THINK.sub("", _THINK.sub("", text))
+        if self.type == "json":
+            text = unfenced(text)
+        elif self.type == "markdown":
+            text = text.strip()
+        elif self.type == "text":
+            text = _plain(text)
+        limit = self.max_tokens * CHARS_PER_TOKEN
+        if limit and len(text) > limit and self.type != "json":
+            text = text[:limit] + "..."
+        return text
+
+
+class Schema:
+    """A JSON Schema, compiled; nothing it refers to is ever fetched."""
+
+    def __init__(self, schema: Any, param: str) -> None:
+        if not isinstance(schema, dict | bool):
+            raise InvalidRequest(f"`{param}` must be a JSON Schema object.", param=param)
+        try:
+            self._validator = jsonschema_rs.validator_for(
+                schema,
+                offline=True,
+                # Without back-references and look-around a pattern cannot take exponential time.
+                pattern_options=jsonschema_rs.RegexOptions(size_limit=1_000_000),
+            )
+        except (ValueError, RecursionError, jsonschema_rs.ValidationError) as error:
+            reason = str(error).partition("\n")[0][:300]
+            raise InvalidRequest(
+                f"`{param}` is not a usable JSON Schema: {reason}.", param=param
+            ) from None
+
+    def check(self, text: str) -> None:
+        """Check the JSON in ``text``.
+
+        Raises:
+            Unprocessable: it is no JSON, or does not fit; says where and why.
+        """
+        try:
+            value = msgspec.json.decode(unfenced(text))
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise Unprocessable(
+                f"The model's answer is not JSON: {error}.",
+                code="output_schema_validation_failed",
+                hint="Ask for JSON in the prompt, or set `parameters.response_format`.",
+            ) from None
+        found = itertools.islice(self._validator.iter_errors(value), SHOWN_FAULTS)
+        faults = [
+            {
+                "at": "".join(f"/{part}" for part in fault.instance_path) or "/",
+                "rule": "/".join(str(part) for part in fault.schema_path),
+                "message": fault.message[:300],
+            }
+            for fault in found
+        ]
+        if faults:
+            raise Unprocessable(
+                f"The model's answer does not fit the schema: at {faults[0]['at']}: "
+                f"{faults[0]['message']}.",
+                code="output_schema_validation_failed",
+                extra={"faults": faults},
+            )
+
+
+def unfenced(text: str) -> str:
+    """What stands in the first fence, a ``json`` one first; else the text."""
+    found = _JSON_FENCE.search(text) or (
+        _FENCE.search(text) if text.lstrip().startswith("```") else None
+    )
+    return (found[1] if found else text).strip()
+
+
+def _plain(text: str) -> str:
+    text = _BULLET.sub("", _HEADING.sub("", text))
+    text = _EMPHASIS.sub(r"\2", text)
+    return "\n".join(line.strip() for line in text.splitlines()).strip()
