@@ -91,8 +91,8 @@ class Bench:
             process.stop()
 
 
-def _note(model: str, results: list[Figures]) -> str:
-    words = [] if model.startswith("auto:") else [f"asked for {model} by name, no routing decision"]
+def _note(hub: Hub, results: list[Figures]) -> str:
+    words = list(dict.fromkeys(hub.notes))
     if max(figures.other_cpu_share for figures in results) > 0.6:
         words.append("other programs used more than 60 % of a core meanwhile")
     return "; ".join(words)
@@ -105,11 +105,9 @@ def _throughput(
     nginx = bench.nginx(mock)
     plain_body = bench.body("bench-00", stream=stream, padding=padding)
     loads = {"nginx": Load(nginx.port, plain_body, nginx.process)}
-    model = "auto:"
     if bench.with_hub:
         hub = bench.hub(f"http://127.0.0.1:{mock.port}")
-        model = hub.routed_model()
-        body = bench.body(model, stream=stream, padding=padding)
+        body = bench.body(hub.routed_model(), stream=stream, padding=padding)
         keys = {"hub": hub.key, "hub, budgeted key": hub.budgeted_key}
         for subject in targets:
             loads[subject] = Load(hub.port, body, hub.process, key=keys[subject])
@@ -120,7 +118,7 @@ def _throughput(
         ratio, target, note = None, None, ""
         if subject != "nginx":
             ratio = median(closed_loop_ratio(results, subject, "nginx"))
-            target, note = targets[subject], _note(model, runs)
+            target, note = targets[subject], _note(hub, runs)
         rows.append(Row(name, subject, "per CPU-second", values, ratio, at_least=target, note=note))
     return rows
 
@@ -161,12 +159,14 @@ def latency(bench: Bench) -> list[Row]:
     results = bench.measure(loads)
     rows = []
     for subject, limits in targets.items():
+        note = _note(hub, results[subject]) if bench.with_hub and subject != "nginx" else ""
         for quantile, limit in zip(("p50", "p99"), limits, strict=True):
             added = [
                 mine.lg[quantile] - direct.lg[quantile]
                 for mine, direct in zip(results[subject], results["direct"], strict=True)
             ]
-            rows.append(Row("latency", subject, f"added {quantile} ms", added, at_most=limit))
+            row = Row("latency", subject, f"added {quantile} ms", added, at_most=limit, note=note)
+            rows.append(row)
     return rows
 
 
@@ -187,6 +187,7 @@ def _slow_streams(
     rows = []
     for subject, runs in results.items():
         own = limits if subject == "hub" else {}
+        note = _note(hub, runs) if subject == "hub" else ""
         expected = count * 1000 / interval * bench.seconds
         figures = {
             "core share": [run.core_share for run in runs],
@@ -197,7 +198,8 @@ def _slow_streams(
         for figure, values in figures.items():
             at_least = own.get("share of chunks") if figure == "chunks that came" else None
             limit = own.get(figure)
-            rows.append(Row(name, subject, figure, values, at_least=at_least, at_most=limit))
+            row = Row(name, subject, figure, values, at_least=at_least, at_most=limit)
+            rows.append(replace(row, note=note))
     return rows
 
 

@@ -151,7 +151,7 @@ class Hub:
         )
         wait_for_port(self.process, self.port)
         self._set_up(base_url)
-        self._subscribe()
+        self.notes = [] if self._subscribe() else ["no event stream to subscribe to"]
 
     def _environment(self, trust: Path | None) -> dict[str, str]:
         kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
@@ -191,13 +191,19 @@ class Hub:
         budget = {"name": "budgeted", "monthly_budget_usd": 1_000_000.0, **scopes}
         self.budgeted_key: str = self.admin("POST", "/apikeys", budget)["key"]
 
-    def _subscribe(self) -> None:
-        """Follow the event stream, as a dashboard would, for as long as the hub runs."""
+    def _subscribe(self) -> bool:
+        """Follow the event stream, as a dashboard would, for as long as the hub runs.
+
+        False where the hub has no event stream; the rows then say so.
+        """
         listener = socket.create_connection(("127.0.0.1", self.port), 30)
         listener.sendall(
             b"GET /admin/v1/events HTTP/1.1\r\nHost: localhost\r\n"
             b"Authorization: Bearer " + ADMIN_TOKEN.encode() + b"\r\n\r\n"
         )
+        if not listener.recv(1 << 18).startswith(b"HTTP/1.1 200"):
+            listener.close()
+            return False
         listener.settimeout(None)
 
         def read() -> None:
@@ -205,6 +211,7 @@ class Hub:
                 pass
 
         threading.Thread(target=read, daemon=True).start()
+        return True
 
     def routed_model(self) -> str:
         """The model to ask for: Thompson sampling over all, or one by name where it is not there.
@@ -212,7 +219,10 @@ class Hub:
         The second case is printed with the figures, for it measures less.
         """
         status, _ = self.chat("auto:thompson")
-        return "auto:thompson" if status == 200 else "bench-00"
+        if status == 200:
+            return "auto:thompson"
+        self.notes.append("asked for a model by name, no routing decision")
+        return "bench-00"
 
     def chat(self, model: str) -> tuple[int, bytes]:
         """One whole chat, outside any measurement."""
