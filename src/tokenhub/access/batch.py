@@ -109,7 +109,7 @@ class Batch:
         self._add(books, row[1], -reserved, row[2])
 
     def limit(self, account: Account) -> None:
-        """Write an account's budget and bring its ceiling in line."""
+        """Write an account, with its budget and a ceiling in line with that."""
         self._limits[account] = None
 
     def low(self, first_open: int, epoch: int) -> None:
@@ -120,7 +120,7 @@ class Batch:
         """What to run, frozen now. Running it twice in two transactions is harmless."""
         opens = list(self._opens.values())
         closes, wholes, low = self._closes, self._wholes, self._low
-        accounts = dict.fromkeys(a for books in self._deltas for a in books.accounts)
+        accounts = dict.fromkeys(a for books in self._deltas for a in books.accounts) | self._limits
         new = [
             (
                 a.key_id,
@@ -169,6 +169,8 @@ class Batch:
         for books in self._deltas:
             for account in books.accounts:
                 account.stored = True
+        for account in self._limits:
+            account.stored = True
         for future in self.reserving:
             if not future.done():
                 future.set_result(None)

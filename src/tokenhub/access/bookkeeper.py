@@ -176,8 +176,8 @@ class Bookkeeper:
         kinds: tuple[str, ...],
         also: Also | None,
     ) -> dict[str, int]:
+        day = self._ledger.ensure(key_id)
         await self._ledger.flush()
-        day = self._ledger.today()
         where = {"key_id": key_id, "month": day // 100, "day": day}
         entry = {"key_id": key_id, "what": what, "reason": reason, "now_ms": self._clock.now_ms()}
         write = partial(_write, where=where, entry=entry, nano=nano, kinds=kinds, also=also)
@@ -213,8 +213,6 @@ def _write(
             tx.execute(_BOOK, {"key_id": entry["key_id"], **change})
             tx.execute(_ENTER, {**entry, **change})
             booked.append((kind, period, less, lesser))
-    if nano is not None and MONTH not in found:
-        raise _too_much(0)
     if also is not None:
         after["reason"] = entry["reason"]
         also(tx, before, after)

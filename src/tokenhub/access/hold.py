@@ -138,9 +138,7 @@ class Hold:
             usage: the provider's count; None = it reported none: counted from what was noted.
             flag: a word for the books on how the attempt ended; "" = nothing special.
         """
-        if usage is None:
-            usage = self._usage or counted(self.bound.measure, self._content_bytes)
-        future = self._ledger.settle(self, usage, flag)
+        future = self._ledger.settle(self, usage or self.usage, flag)
         if future is not None:
             await future
 
@@ -150,7 +148,6 @@ class Hold:
 
     def _close_as_noted(self) -> None:
         if self._sent or self._content_bytes or self._usage is not None:
-            usage = self._usage or counted(self.bound.measure, self._content_bytes)
-            self._ledger.settle(self, usage, "cut", wait=False)
+            self._ledger.settle(self, self.usage, "cut", wait=False)
         else:
             self._ledger.release(self)

@@ -43,7 +43,7 @@ from tokenhub.access.hold import Hold
 from tokenhub.access.refusals import over_budget, unpriced, unwritten
 from tokenhub.access.writer import Writer
 from tokenhub.core.bounds import Bound, bound
-from tokenhub.core.money import cost
+from tokenhub.core.money import MAX_TOKENS, cost, sane
 
 if TYPE_CHECKING:
     from tokenhub.access.accounts import Budgeted
@@ -58,7 +58,8 @@ GRACE = 60.0
 """Seconds for which keys without a budget are served while the books cannot be written."""
 
 _LOW_EVERY = 256  # batches between two notes of the oldest open attempt
-_FURTHER = ("audio_in", "audio_out", "image_in", "image_out", "cached_write_1h", "tier")
+_RARE = ("audio_in", "audio_out", "image_in", "image_out", "cached_write_1h")
+_MAX_TIER = 32
 
 
 class Ledger:
@@ -155,7 +156,8 @@ class Ledger:
     def adopt(self, grant: Budgeted) -> None:
         """Put a key's changed budgets in force now instead of at its next request."""
         self._current(grant)
-        self._writer.schedule()
+        if self._writer.pending:
+            self._writer.schedule()
 
     def accounts(self, key_id: str) -> dict[str, Account]:
         """A key's running month, day and total, by kind; empty when it never spent. Read only."""
@@ -221,15 +223,16 @@ class Ledger:
         hold.overrun = overrun
         flag = flag or ("overrun" if overrun else "")
         flag = flag or ("counted" if usage.source == "counted" else "")
-        values = (
+        counts = (
             usage.prompt,
             usage.completion,
             usage.cached_read,
             usage.cached_write,
             usage.reasoning,
-            _further(usage),
         )
-        self._close(hold, ("settled", settled, overrun, *values, flag))
+        if min(counts) < 0 or max(counts) > MAX_TOKENS:
+            counts = tuple(sane(count) for count in counts)  # type: ignore[assignment]
+        self._close(hold, ("settled", settled, overrun, *counts, _further(usage), flag))
         durable = hold.batch.durable and not (hold.reserved and hold.books.limited)
         if durable or not wait or self._writer.failing_since is not None:
             return None
@@ -270,9 +273,16 @@ class Ledger:
                 account.settled += settled
                 account.overrun += overrun
 
-    def today(self) -> int:
-        """The UTC day, YYYYMMDD, in which is reserved now."""
-        return self._today()
+    def ensure(self, key_id: str) -> int:
+        """See to it that a key has accounts for today (stored after a flush); returns the day."""
+        day = self._today()
+        books = self._books.get(key_id)
+        if books is None or books.day.period != day:
+            books = self._turn(key_id, books)
+        for account in books.accounts:
+            if not account.stored:
+                self._writer.pending.limit(account)
+        return day
 
     def _admit(self, books: Books, model: Model, bound: Bound, nano: int) -> None:
         if not bound.priced:
@@ -374,5 +384,6 @@ def _further(usage: Usage) -> str:
     rare = usage.audio_in or usage.audio_out or usage.image_in or usage.image_out
     if not (rare or usage.cached_write_1h or usage.tier):
         return ""
-    found = {kind: value for kind in _FURTHER if (value := getattr(usage, kind))}
-    return msgspec.json.encode(found).decode()
+    found = {kind: sane(value) for kind in _RARE if (value := getattr(usage, kind))}
+    tier = {"tier": usage.tier[:_MAX_TIER]} if usage.tier else {}
+    return msgspec.json.encode(found | tier).decode()

@@ -33,7 +33,9 @@ Without it one absurd usage report could overflow the 64-bit sums of the books.
 MAX_PRICE = 10**15
 """The highest price per token, $1."""
 
-_MAX_TOKENS = 10**12
+MAX_TOKENS = 10**12
+"""The most tokens of a kind that one attempt can be said to have used."""
+
 _HALF = FEMTO_PER_NANO // 2
 
 Number = Decimal | int | float | str
@@ -134,32 +136,37 @@ def output_price(prices: Prices) -> int:
     return (prices.input or 0) if prices.output is None else prices.output
 
 
+def sane(tokens: int) -> int:
+    """A count as a provider may honestly report it: what is below 0 or beyond reason is cut."""
+    return 0 if tokens < 0 else min(tokens, MAX_TOKENS)
+
+
 def _prompt_femto(usage: Usage, prices: Prices, plain: int) -> int:
     read, write = usage.cached_read, usage.cached_write
     audio, image = usage.audio_in, usage.image_in
     if not (read or write or audio or image):
-        return _count(usage.prompt) * plain
-    hour = min(_count(usage.cached_write_1h), _count(write))
+        return sane(usage.prompt) * plain
+    hour = min(sane(usage.cached_write_1h), sane(write))
     kinds = (
-        (_count(read), prices.cached_read),
-        (_count(write) - hour, prices.cached_write),
+        (sane(read), prices.cached_read),
+        (sane(write) - hour, prices.cached_write),
         (hour, prices.cached_write if prices.cached_write_1h is None else prices.cached_write_1h),
-        (_count(audio), prices.audio_in),
-        (_count(image), prices.image_in),
+        (sane(audio), prices.audio_in),
+        (sane(image), prices.image_in),
     )
-    return _mixed(_count(usage.prompt), plain, kinds)
+    return _mixed(sane(usage.prompt), plain, kinds)
 
 
 def _completion_femto(usage: Usage, prices: Prices) -> int:
     plain = output_price(prices)
     if not (usage.reasoning or usage.audio_out or usage.image_out):
-        return _count(usage.completion) * plain
+        return sane(usage.completion) * plain
     kinds = (
-        (_count(usage.reasoning), prices.reasoning),
-        (_count(usage.audio_out), prices.audio_out),
-        (_count(usage.image_out), prices.image_out),
+        (sane(usage.reasoning), prices.reasoning),
+        (sane(usage.audio_out), prices.audio_out),
+        (sane(usage.image_out), prices.image_out),
     )
-    return _mixed(_count(usage.completion), plain, kinds)
+    return _mixed(sane(usage.completion), plain, kinds)
 
 
 def _mixed(whole: int, plain: int, kinds: tuple[tuple[int, int | None], ...]) -> int:
@@ -169,11 +176,6 @@ def _mixed(whole: int, plain: int, kinds: tuple[tuple[int, int | None], ...]) ->
             femto += tokens * price
             whole -= tokens
     return femto + max(whole, 0) * plain
-
-
-def _count(tokens: int) -> int:
-    # Providers are not trusted to count: below zero or beyond reason is cut.
-    return 0 if tokens < 0 else min(tokens, _MAX_TOKENS)
 
 
 def _scaled(value: Number, name: str, *, exponent: int, most: int, unit: str) -> int:

@@ -15,7 +15,6 @@ import msgspec
 from msgspec.structs import replace
 
 from tokenhub.core.catalog import Prices
-from tokenhub.core.money import parse_per_1k
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -107,22 +106,6 @@ class PriceBook:
             return None
         prices = self._today(found)
         return None if prices.input is None else prices
-
-    def manual(self, input_per_1k: str, output_per_1k: str) -> Prices:
-        """Prices the admin wrote, dollars per 1000 tokens as decimal text; "" = not given.
-
-        With one of the two not given the price is unknown: half a price is no bound.
-
-        Raises:
-            InvalidRequest: not a price; names the field.
-        """
-        if not input_per_1k or not output_per_1k:
-            return Prices()
-        return Prices(
-            input=parse_per_1k(input_per_1k, "input_per_1k"),
-            output=parse_per_1k(output_per_1k, "output_per_1k"),
-            source="manual",
-        )
 
     def listed(self, provider: str = "") -> Iterator[Listed]:
         """All models with a known price, of one of the catalogue's providers or of all."""
