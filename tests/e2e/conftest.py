@@ -5,7 +5,6 @@ import subprocess
 import time
 
 import pytest
-
 from tests.e2e.server import BIN, Hub, free_port
 
 
@@ -21,12 +20,13 @@ def upstream(tmp_path_factory):
     """The demo provider as a separate HTTP server; the base URL."""
     port = free_port()
     log = tmp_path_factory.mktemp("upstream") / "log"
-    process = subprocess.Popen(
-        [BIN / "tokenhub", "demo-provider", "--port", str(port)],
-        env={"PATH": os.environ["PATH"]},
-        stdout=log.open("w"),
-        stderr=subprocess.STDOUT,
-    )
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [BIN / "tokenhub", "demo-provider", "--port", str(port)],
+            env={"PATH": os.environ["PATH"]},
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
     for _ in range(500):
         if "listening" in log.read_text():
             break

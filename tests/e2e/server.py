@@ -50,15 +50,16 @@ class Hub:
         self.process: subprocess.Popen[str] | None = None
         self.log = home / "server.log"
 
-    def start(self, *, wait: bool = True) -> Hub:
-        self.process = subprocess.Popen(
-            [BIN / "tokenhub"],
-            env=self.env,
-            stdout=self.log.open("a"),
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+    def start(self, *, wait: bool = True, command: list[str] | None = None) -> Hub:
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                command or [BIN / "tokenhub"],
+                env=self.env,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
         if wait:
             self.wait_alive()
         return self

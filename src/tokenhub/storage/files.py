@@ -62,7 +62,7 @@ class DataDir:
             os.close(descriptor)
             raise StorageRefused(
                 f"Another TokenHub server is running on {self.path}. Stop it, or give this one "
-                "its own directory with TOKENHUB_DB_DSN."
+                "its own with TOKENHUB_DATA_DIR."
             ) from error
         self._lock = descriptor
         self._sweep()
