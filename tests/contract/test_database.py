@@ -161,16 +161,53 @@ async def test_a_callback_that_raises_silences_nobody(db):
 
 
 async def test_a_cancelled_waiter_does_not_cancel_the_write(db):
-    tasks = [asyncio.ensure_future(db.write(put(f"{n:02}"))) for n in range(20)]
+    problems, told = [], []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
+
+    def told_put(n):
+        def run(tx):
+            tx.on_commit(lambda: told.append(n))
+            return put(f"{n:02}")(tx)
+
+        return run
+
+    tasks = [asyncio.ensure_future(db.write(told_put(n))) for n in range(20)]
     await asyncio.sleep(0)
     for task in tasks:
         task.cancel()
-    assert all(
-        isinstance(r, asyncio.CancelledError)
-        for r in await asyncio.gather(*tasks, return_exceptions=True)
-    )
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(result, asyncio.CancelledError) for result in results)
     await db.write(lambda tx: None)
     assert len(await names(db)) == 20
+    assert told == list(range(20))
+    assert problems == []
+
+
+async def test_on_commit_runs_before_the_caller_goes_on_and_only_for_what_lasts(db):
+    told = []
+
+    def lasts(tx):
+        tx.on_commit(lambda: told.append("lasts"))
+
+    def fails(tx):
+        tx.on_commit(lambda: told.append("fails"))
+        raise ValueError
+
+    await db.write(lasts)
+    assert told == ["lasts"]
+    with pytest.raises(ValueError):
+        await db.write(fails)
+    assert told == ["lasts"]
+
+
+async def test_an_error_of_on_commit_reaches_the_caller_and_nobody_else(db):
+    def bad(tx):
+        tx.on_commit(lambda: 1 / 0)
+
+    results = await asyncio.gather(
+        db.write(put("a")), db.write(bad), db.write(put("b")), return_exceptions=True
+    )
+    assert [type(result) for result in results] == [list, ZeroDivisionError, list]
 
 
 async def test_a_transaction_is_dead_after_its_closure(db):

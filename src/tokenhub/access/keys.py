@@ -11,22 +11,31 @@ from __future__ import annotations
 import hmac
 import logging
 import secrets
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from tokenhub.access.key_fields import DEFAULT_SCOPES, KeyFields, checked
+from tokenhub.access.key_fields import KeyFields, checked
+from tokenhub.access.key_rows import (
+    INSERT,
+    SELECT,
+    UPDATE,
+    Grant,
+    KeyRow,
+    from_columns,
+    to_columns,
+)
 from tokenhub.core.errors import InvalidRequest, NotFound, Unauthorized
-from tokenhub.core.money import usd
 from tokenhub.storage.database import StorageRefused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tokenhub.core.clock import Clock
-    from tokenhub.storage.database import Also, Database, Row, Transaction
+    from tokenhub.storage.database import Also, Database, Transaction
     from tokenhub.storage.files import DataDir
+
+__all__ = ["Grant", "KeyRow", "Keys", "load_pepper"]
 
 PREFIX = "tokenhub_"
 KEY_BYTES = 32
@@ -37,8 +46,6 @@ PEPPER_FILE = ".key-pepper"
 DEMO_FILE = ".demo-key"
 DEMO_MODELS = ("demo",)
 
-DAY_MS = 86_400_000
-
 _BEARER = b"bearer"
 _DEMO_ID = "demo_key_id"
 _PEPPER_MARK = "key_pepper_mark"
@@ -46,128 +53,6 @@ _PEPPER_MARK = "key_pepper_mark"
 _log = logging.getLogger(__name__)
 
 
-class Grant(msgspec.Struct, frozen=True, kw_only=True):
-    """What an API key permits. Times are Unix ms, budgets nano-dollars; None = no limit."""
-
-    key_id: str
-    name: str
-    scopes: frozenset[str]
-    enabled: bool
-    expires_at: int | None
-    rotate_by: int | None
-    monthly_budget: int | None
-    daily_budget: int | None
-    total_budget: int | None
-    budget_reset_at: int | None
-    rate_limit_rps: int  # 0 = the server's default, -1 = unlimited
-    max_concurrent: int  # 0 = unlimited
-    models: tuple[str, ...]  # () = all
-    mode: str  # "" = the server's default
-    allow_fallback: bool
-    allow_directives: bool
-
-
-class KeyRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A stored key; the fields are the columns of ``api_keys``."""
-
-    id: str
-    key_hash: str
-    key_prefix: str
-    name: str
-    scopes: tuple[str, ...] = DEFAULT_SCOPES
-    enabled: bool = True
-    created_at: int
-    updated_at: int
-    last_used_at: int | None = None
-    expires_at: int | None = None
-    rotated_at: int
-    rotation_days: int = 0
-    monthly_budget: int | None = None
-    daily_budget: int | None = None
-    total_budget: int | None = None
-    budget_reset_at: int | None = None
-    rate_limit_rps: int = 0
-    max_concurrent: int = 0
-    models: tuple[str, ...] = ()
-    mode: str = ""
-    allow_fallback: bool = False
-    allow_directives: bool = False
-
-    @property
-    def rotate_by(self) -> int | None:
-        """When the key stops to be accepted unless it is rotated."""
-        return self.rotated_at + self.rotation_days * DAY_MS if self.rotation_days else None
-
-    def grant(self) -> Grant:
-        """What the key permits."""
-        return Grant(
-            key_id=self.id,
-            name=self.name,
-            scopes=frozenset(self.scopes),
-            enabled=self.enabled,
-            expires_at=self.expires_at,
-            rotate_by=self.rotate_by,
-            monthly_budget=self.monthly_budget,
-            daily_budget=self.daily_budget,
-            total_budget=self.total_budget,
-            budget_reset_at=self.budget_reset_at,
-            rate_limit_rps=self.rate_limit_rps,
-            max_concurrent=self.max_concurrent,
-            models=self.models,
-            mode=self.mode,
-            allow_fallback=self.allow_fallback,
-            allow_directives=self.allow_directives,
-        )
-
-    def status(self, now_ms: int) -> str:
-        """Whether the key is accepted, or why not: active, disabled, expired, rotation_overdue."""
-        if not self.enabled:
-            return "disabled"
-        if self.expires_at is not None and now_ms >= self.expires_at:
-            return "expired"
-        if self.rotate_by is not None and now_ms >= self.rotate_by:
-            return "rotation_overdue"
-        return "active"
-
-    def public(self, now_ms: int, last_used_at: int | None) -> dict[str, Any]:
-        """What the admin sees, times as RFC 3339: everything but the hash."""
-        return {
-            "id": self.id,
-            "key_prefix": self.key_prefix,
-            "name": self.name,
-            "scopes": list(self.scopes),
-            "enabled": self.enabled,
-            "status": self.status(now_ms),
-            "created_at": _rfc3339(self.created_at),
-            "last_used_at": _rfc3339(last_used_at),
-            "expires_at": _rfc3339(self.expires_at),
-            "rotated_at": _rfc3339(self.rotated_at),
-            "rotation_days": self.rotation_days,
-            "monthly_budget_usd": usd(self.monthly_budget or 0),
-            "daily_budget_usd": usd(self.daily_budget or 0),
-            "total_budget_usd": usd(self.total_budget or 0),
-            "budget_reset_at": _rfc3339(self.budget_reset_at),
-            "rate_limit_rps": self.rate_limit_rps,
-            "max_concurrent": self.max_concurrent,
-            "models": list(self.models),
-            "mode": self.mode,
-            "allow_fallback": self.allow_fallback,
-            "allow_directives": self.allow_directives,
-        }
-
-
-# All but last_used_at, which only its own statement writes.
-_WRITTEN = tuple(name for name in KeyRow.__struct_fields__ if name != "last_used_at")
-_READ = ", ".join(KeyRow.__struct_fields__)
-_SELECT = f"SELECT {_READ} FROM api_keys"  # noqa: S608  # column names from the class above
-_INSERT = (
-    f"INSERT INTO api_keys ({', '.join(_WRITTEN)}) "  # noqa: S608
-    f"VALUES ({', '.join(':' + name for name in _WRITTEN)})"
-)
-_UPDATE = (
-    f"UPDATE api_keys SET {', '.join(f'{name} = :{name}' for name in _WRITTEN)} "  # noqa: S608
-    "WHERE id = :id"
-)
 _USED = """
 UPDATE api_keys SET last_used_at = :at
 WHERE id = :id AND (last_used_at IS NULL OR last_used_at < :at)
@@ -197,8 +82,8 @@ class Keys:
     async def open(cls, db: Database, clock: Clock, pepper: bytes) -> Keys:
         """All keys as stored; ``pepper`` is that of ``load_pepper``."""
         keys = cls(db, clock, pepper)
-        for row in await db.read(_SELECT):
-            keys._publish(_from_columns(row))
+        for row in await db.read(SELECT):
+            keys._publish(from_columns(row))
         await keys._check_pepper()
         return keys
 
@@ -282,7 +167,7 @@ class Keys:
         )
 
         def insert(tx: Transaction) -> KeyRow:
-            tx.execute(_INSERT, _to_columns(row))
+            tx.execute(INSERT, to_columns(row))
             if also is not None:
                 also(tx, None, row.public(now, None))
             tx.on_commit(lambda: self._publish(row))
@@ -375,7 +260,7 @@ class Keys:
         def update(tx: Transaction) -> KeyRow:
             before = _stored(tx, key_id)
             after = msgspec.structs.replace(before, **columns, updated_at=now)
-            tx.execute(_UPDATE, _to_columns(after))
+            tx.execute(UPDATE, to_columns(after))
             if also is not None:
                 used = before.last_used_at
                 also(tx, before.public(now, used), after.public(now, used))
@@ -457,36 +342,10 @@ def _note_demo_id(tx: Transaction, _: object, after: dict[str, Any] | None) -> N
 
 
 def _stored(tx: Transaction, key_id: str) -> KeyRow:
-    found = tx.execute(_SELECT + " WHERE id = :id", {"id": key_id})
+    found = tx.execute(SELECT + " WHERE id = :id", {"id": key_id})
     if not found:
         raise _unknown(key_id)
-    return _from_columns(found[0])
-
-
-def _from_columns(row: Row) -> KeyRow:
-    columns = dict(zip(KeyRow.__struct_fields__, row, strict=True))
-    for name in ("scopes", "models"):
-        columns[name] = tuple(msgspec.json.decode(columns[name]))
-    for name in ("enabled", "allow_fallback", "allow_directives"):
-        columns[name] = bool(columns[name])
-    return KeyRow(**columns)
-
-
-def _to_columns(row: KeyRow) -> dict[str, Any]:
-    columns = msgspec.structs.asdict(row)
-    del columns["last_used_at"]
-    for name in ("scopes", "models"):
-        columns[name] = msgspec.json.encode(columns[name]).decode()
-    for name in ("enabled", "allow_fallback", "allow_directives"):
-        columns[name] = int(columns[name])
-    return columns
-
-
-def _rfc3339(ms: int | None) -> str | None:
-    if ms is None:
-        return None
-    moment = datetime.fromtimestamp(ms // 1000, UTC).replace(microsecond=ms % 1000 * 1000)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return from_columns(found[0])
 
 
 def _refused() -> Unauthorized:

@@ -8,7 +8,8 @@ import re
 import pytest
 
 from tokenhub.access.key_fields import KeyFields
-from tokenhub.access.keys import DAY_MS, Keys, load_pepper
+from tokenhub.access.key_rows import DAY_MS
+from tokenhub.access.keys import Keys, load_pepper
 from tokenhub.core.clock import SystemClock
 from tokenhub.core.errors import InvalidRequest, NotFound, Unauthorized
 from tokenhub.storage.database import StorageRefused

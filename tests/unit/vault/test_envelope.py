@@ -23,6 +23,7 @@ from tokenhub.vault.envelope import (
     seal,
     unwrap,
 )
+from tokenhub.vault.rows import associated_data
 
 QUICK = KdfParams(memory_kib=8, iterations=1, lanes=1)
 KEY = bytes(range(32))
@@ -52,6 +53,27 @@ def test_what_was_sealed_opens(plain, associated):
 def test_any_flipped_bit_of_the_sealed_text_is_refused(plain, associated, bit):
     with pytest.raises(VaultTampered):
         Sealed(flip(seal(CIPHER, plain, associated), bit), associated).open(CIPHER)
+
+
+@pytest.mark.parametrize("plain", [b"", b"1", b"22", b"333"])
+def test_not_even_the_unused_bits_of_base64_may_change(plain):
+    text = seal(CIPHER, plain, b"")
+    for bit in range(len(text) * 8):
+        with pytest.raises(VaultTampered):
+            Sealed(flip(text, bit), b"").open(CIPHER)
+
+
+@given(st.lists(st.tuples(*[st.text(max_size=3)] * 5, st.integers(0, 3)), unique=True, max_size=9))
+def test_no_two_secrets_share_their_associated_data(secrets):
+    assert len({associated_data(*one) for one in secrets}) == len(secrets)
+
+
+@pytest.mark.parametrize("place", range(6))
+def test_each_property_of_a_secret_is_in_its_associated_data(place):
+    about = ["vault", "name", "kind", "owner", "origin", 1]
+    other = list(about)
+    other[place] = 2 if place == 5 else "other"
+    assert associated_data(*about) != associated_data(*other)
 
 
 @given(st.binary(max_size=20), st.binary(max_size=20))
