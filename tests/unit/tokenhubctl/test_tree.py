@@ -184,7 +184,7 @@ def test_synonyms_are_the_same_command():
 
 def test_a_closed_pipe_ends_quietly(home):
     done = subprocess.run(
-        ["/bin/bash", "-c", f"{CTL} commands | head -n 1; echo ${{PIPESTATUS[0]}}"],
+        ["/bin/bash", "-c", '"$0" commands | head -n 1; echo ${PIPESTATUS[0]}', str(CTL)],
         capture_output=True, text=True, check=True, timeout=30, env={"PATH": "/usr/bin:/bin"},
     )  # fmt: skip
     assert done.stderr == ""
