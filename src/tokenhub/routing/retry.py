@@ -177,6 +177,7 @@ class Failover:
         self._started = 0
         self._kinds: dict[str, str] = {}  # model id → how its last attempt failed
         self._broken: dict[str, str] = {}  # provider id → how its last attempt failed
+        self._asked: set[str] = set()  # provider ids
         self._last = ""
         self._overflowed = 0  # the largest context window that was too small
         self._waits: list[float] = []
@@ -207,7 +208,8 @@ class Failover:
         left = self._deadline - self._clock.monotonic()
         if left > 0 and self._started < MAX_ATTEMPTS:
             for candidate in self._decision.candidates:
-                if self._elsewhere(candidate) and self._health.begin(candidate.provider_id):
+                fresh = candidate.provider_id not in self._asked and self._elsewhere(candidate)
+                if fresh and self._health.begin(candidate.provider_id):
                     return self._try(candidate, left)
         return None
 
@@ -274,6 +276,7 @@ class Failover:
     def _try(self, candidate: Candidate, left: float) -> Try:
         self._started += 1
         self._kinds.setdefault(candidate.model_id, "")
+        self._asked.add(candidate.provider_id)
         first = left
         if self._decision.query.stream:
             first = candidate.model.first_token_ms / 1000.0 or self._first_token_s
