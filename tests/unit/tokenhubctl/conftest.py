@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
 
@@ -11,6 +12,17 @@ import pytest
 from tests.unit.tokenhubctl.peer import CTL, TOKEN, Peer, Ran, environment
 
 from tokenhubctl import __main__ as program
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """A program started here can be interrupted, even when the tests run in the background.
+
+    A background job ignores SIGINT, and what it starts inherits that.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

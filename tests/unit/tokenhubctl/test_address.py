@@ -52,7 +52,15 @@ def test_loopback(host):
 
 @pytest.mark.parametrize(
     "host",
-    ["127.evil.example", "127.0.0.1.evil.example", "localhost.example", "10.0.0.1", "::2", ""],
+    [
+        "127.evil.example",
+        "127.0.0.1.evil.example",
+        "127.evil.0.1",
+        "localhost.example",
+        "10.0.0.1",
+        "::2",
+        "",
+    ],
 )
 def test_not_loopback(host):
     assert not address.is_loopback(host)
