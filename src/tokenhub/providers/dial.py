@@ -153,9 +153,10 @@ class Dialer:
         try:
             await tunnel.open(origin, proxy)
             connection = factory()
+            # Before TLS too: a handshake that fails tells the connection that it is lost.
+            connection.connection_made(transport)
             if tls is None:
                 transport.set_protocol(connection)
-                connection.connection_made(transport)
             else:
                 wrapped = await loop.start_tls(
                     transport, connection, tls, server_hostname=origin.host

@@ -171,6 +171,7 @@ class TestCap:
             b"x" * 1100,
             b": " + b"x" * 1100,
             b"data: x\n" * 200,
+            b"data: a\n\ndata: " + b"x" * 1100,
             b": c\n" * 400,
         ],
     )

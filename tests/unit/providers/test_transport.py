@@ -7,6 +7,7 @@ import ipaddress
 import itertools
 import socket
 import ssl
+import struct
 
 import msgspec
 import pytest
@@ -25,6 +26,19 @@ from tokenhub.providers.stream import StreamAnswer
 from tokenhub.providers.transport import HttpTransport, Proxy, Timeouts, UpstreamRequest
 
 QUICK = Timeouts(connect=2.0, first_byte=2.0, idle=2.0)
+
+
+# Limits so long that nothing but what the test does can end a request.
+PATIENT = Timeouts(first_byte=60.0, idle=60.0)
+
+
+@pytest.fixture(autouse=True)
+async def nothing_escapes():
+    """No exception may end in the event loop's hands, where nobody would see it."""
+    escaped = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: escaped.append(context))
+    yield
+    assert escaped == []
 
 
 @pytest.fixture
@@ -265,6 +279,37 @@ class TestPool:
             await asyncio.wait([waiting, busy])
             assert waiting.cancelled()
             assert transport._pools[server.origin.origin].opening == 0
+        transport.close()
+
+    async def test_a_failed_connection_passes_its_slot_on(self):
+        async def resolver(host, port):
+            await asyncio.sleep(0.01)
+            raise socket.gaierror(socket.EAI_NONAME, "no such name")
+
+        transport = HttpTransport(resolver=resolver, max_connections=1, sweep_seconds=0.02)
+        origin = parse_base_url("http://nowhere.test")
+        sends = (transport.send(origin, post(), QUICK, stream=False) for _ in range(5))
+        for error in await asyncio.gather(*sends, return_exceptions=True):
+            assert "does not resolve" in error.message
+        transport.close()
+
+    async def test_a_slot_that_comes_with_the_cancelling_is_given_back(self):
+        transport = HttpTransport(max_connections=1, sweep_seconds=0.02)
+        async with upstream(once(b"", then="hang")) as server:
+            busy = asyncio.create_task(transport.send(server.origin, post(), PATIENT, stream=False))
+            await until(lambda: server.requests)
+            waiting = asyncio.create_task(
+                transport.send(server.origin, post(), PATIENT, stream=False)
+            )
+            pool = transport._pools[server.origin.origin]
+            await until(lambda: pool._queue)
+            next(iter(pool.open_ones)).close()  # hands its slot to the one who waits
+            assert pool.opening == 1
+            waiting.cancel()
+            await asyncio.wait([busy, waiting])
+            assert isinstance(busy.exception(), TransportError)
+            assert waiting.cancelled()
+            assert pool.opening == 0
         transport.close()
 
     async def test_closed_transport(self, transport):
@@ -596,6 +641,22 @@ class TestGarbage:
                 await (await transport.send(server.origin, post(), QUICK, stream=stream)).read()
         assert (caught.value.kind, caught.value.sent) == (FailureClass.RESET, True)
 
+    @pytest.mark.parametrize("stream", [False, True])
+    async def test_a_reset_is_no_end_of_an_answer_without_length(self, transport, stream):
+        async def script(peer):
+            await peer.request()
+            await peer.send(b"HTTP/1.1 200 OK\r\n\r\nabc")
+            await asyncio.sleep(0.05)
+            # Linger of no time: the close is a reset.
+            peer.writer.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )
+
+        async with upstream(script) as server:
+            with pytest.raises(TransportError) as caught:
+                await (await transport.send(server.origin, post(), QUICK, stream=stream)).read()
+        assert caught.value.kind == FailureClass.RESET
+
     async def test_more_than_the_length_says(self, transport):
         reply = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabcdef"
         async with upstream(once(reply, then="hang")) as server:
@@ -788,11 +849,25 @@ class TestRelay:
             assert await got.read() == b"x" * 320 * 65536
 
     async def test_a_pause_at_the_last_byte_does_not_stick(self, transport):
-        async with upstream(always(chunked(b"abc"))) as server:
+        async def script(peer):
+            while await peer.request() is not None:
+                await peer.send(chunked(b"abc", end=False))
+                await asyncio.sleep(0.02)
+                await peer.send(b"1\r\nd\r\n0\r\n\r\n")
+
+        async with upstream(script) as server:
             for _ in range(3):
                 got = await transport.send(server.origin, post(), QUICK, stream=True)
-                got.pause()
-                await got.relay(lambda _, got=got: got.pause())
+                assert got.body is None
+                pieces = []
+
+                def sink(data, got=got, pieces=pieces):
+                    pieces.append(data)
+                    if data == b"d":
+                        got.pause()
+
+                await got.relay(sink)
+                assert pieces == [b"abc", b"d"]
         assert server.accepts == 1
 
     async def test_the_sinks_failure_is_the_callers(self, transport):
@@ -843,7 +918,9 @@ class TestCancelling:
     @pytest.mark.parametrize("stream", [False, True])
     async def test_before_the_headers(self, transport, stream):
         async with upstream(once(b"", then="hang")) as server:
-            task = asyncio.create_task(transport.send(server.origin, post(), QUICK, stream=stream))
+            task = asyncio.create_task(
+                transport.send(server.origin, post(), PATIENT, stream=stream)
+            )
             await until(lambda: server.requests)
             task.cancel()
             await server.closes.acquire()
@@ -853,7 +930,7 @@ class TestCancelling:
 
     async def test_in_mid_stream(self, transport):
         async with upstream(once(chunked(b"abc", end=False), then="hang")) as server:
-            got = await transport.send(server.origin, post(), QUICK, stream=True)
+            got = await transport.send(server.origin, post(), PATIENT, stream=True)
             pieces = []
             task = asyncio.create_task(got.relay(pieces.append))
             await until(lambda: pieces)
@@ -870,7 +947,7 @@ class TestCancelling:
 
         transport = HttpTransport(resolver=resolver, sweep_seconds=0.02)
         origin = parse_base_url("http://model.test")
-        task = asyncio.create_task(transport.send(origin, post(), QUICK, stream=False))
+        task = asyncio.create_task(transport.send(origin, post(), PATIENT, stream=False))
         await asked.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -885,9 +962,9 @@ class TestCancelling:
         owner, wire = Kept(), Wire()
         connection = Connection(loop, owner)
         connection.connection_made(wire)
-        first = connection.exchange(b"", b"", QUICK, stream=stream)
+        first = connection.exchange(b"", b"", PATIENT, stream=stream)
         connection.data_received(answer(b"1"))
-        second = connection.exchange(b"", b"", QUICK, stream=stream)
+        second = connection.exchange(b"", b"", PATIENT, stream=stream)
         connection.withdraw(first)
         assert not wire.closed
         connection.data_received(answer(b"2"))
@@ -899,7 +976,7 @@ class TestCancelling:
         owner, wire = Kept(), Wire()
         connection = Connection(loop, owner)
         connection.connection_made(wire)
-        waiter = connection.exchange(b"", b"", QUICK, stream=True)
+        waiter = connection.exchange(b"", b"", PATIENT, stream=True)
         waiter.cancel()
         connection.data_received(chunked(b"abc", end=False))
         assert wire.closed
@@ -919,7 +996,7 @@ class TestCancelling:
         async with upstream(script) as server:
 
             async def client(number):
-                got = await transport.send(server.origin, post(), QUICK, stream=bool(number % 2))
+                got = await transport.send(server.origin, post(), PATIENT, stream=bool(number % 2))
                 pool = transport._pools[server.origin.origin]
                 assert len(pool.open_ones) + pool.opening <= 8
                 assert await got.read() == b"abc"
@@ -1155,10 +1232,24 @@ class TestTls:
         transport = self.transport(authority)
         async with upstream(script) as server:
             origin = parse_base_url(f"https://model.test:{server.port}")
-            error = await fails(transport, origin, timeouts=Timeouts(connect=0.3))
-            await server.closes.acquire()
+            error = await fails(transport, origin, timeouts=Timeouts(connect=0.5))
+            await until(lambda: server.now_open == 0)
         assert (error.kind, error.sent) == (FailureClass.CONNECT, False)
         transport.close()
+
+    async def test_a_tunnel_that_leads_to_no_tls(self, authority):
+        async def script(peer):
+            await peer.request()
+            await peer.send(b"HTTP/1.1 200 OK\r\n\r\n")
+            await peer.reader.read(100)
+            await peer.send(b"this is no TLS")
+
+        async with upstream(script) as middle:
+            proxy = Proxy.parse(f"http://127.0.0.1:{middle.port}")
+            transport = self.transport(authority, proxy=proxy)
+            error = await fails(transport, parse_base_url("https://model.test"))
+            transport.close()
+        assert (error.kind, error.sent) == (FailureClass.CONNECT, False)
 
     async def test_cancelling_closes(self, authority):
         transport = self.transport(authority)
