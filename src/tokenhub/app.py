@@ -23,6 +23,7 @@ from tokenhub.core.errors import HubError
 from tokenhub.core.money import parse_usd
 from tokenhub.gateway.lanes import Lanes
 from tokenhub.gateway.pipeline import Pipeline
+from tokenhub.gateway.settle import entry_of, publish
 from tokenhub.providers import adapters
 from tokenhub.providers.catalog import CatalogStore
 from tokenhub.providers.demo import DemoProvider, DemoUpstream
@@ -41,10 +42,13 @@ from tokenhub.storage.database import StorageRefused
 from tokenhub.storage.files import DataDir
 from tokenhub.storage.sqlite import SqliteDatabase
 from tokenhub.telemetry.audit import Audit
+from tokenhub.telemetry.events import EventBus
+from tokenhub.telemetry.journal import Journal
 from tokenhub.vault.vault import Vault
 from tokenhub.web.admin.budget import BudgetAdmin
 from tokenhub.web.admin.keys import KeyAdmin
 from tokenhub.web.admin.models import ModelAdmin
+from tokenhub.web.admin.observe import ObserveAdmin
 from tokenhub.web.admin.providers import ProviderAdmin, secret_name
 from tokenhub.web.admin.routing import RoutingAdmin
 from tokenhub.web.admin.server import ServerAdmin
@@ -58,12 +62,14 @@ from tokenhub.web.routes import Handlers, routes
 
 if TYPE_CHECKING:
     from tokenhub.core.catalog import Provider
+    from tokenhub.gateway.call import Call
     from tokenhub.settings import Settings
     from tokenhub.web.http import Request, Response
 
 log = logging.getLogger(__name__)
 
 AUTO_LOCK_MS = 30 * 60 * 1000
+HEARTBEAT_EVERY = 15.0
 KEYS_USED_EVERY = 5.0  # seconds between two writes of the last-used times
 
 
@@ -86,6 +92,8 @@ class App:
         self.admin_token: AdminToken
         self.audit: Audit
         self.egress: EgressPolicy
+        self.bus: EventBus
+        self.journal: Journal
         self.transport: HttpTransport
         self.prober: Prober
         self.server: HttpServer
@@ -129,8 +137,37 @@ class App:
         app.catalog.listen(lambda catalog: app.router.update(catalog=catalog))
         app.catalog.load()
         await app.router.rebuild()
+        app.bus = EventBus(clock)
+        app.journal = Journal(db, asyncio.get_running_loop().call_later, app.keys.name_of)
+        await app.journal.open()
         app._wire()
+        app._announce()
         return app
+
+    def _announce(self) -> None:
+        """Have state changes told on the event stream."""
+        bus = self.bus
+        self.router.health.on_change(
+            lambda provider_id, old, new, reason: bus.publish(
+                "health_change",
+                {
+                    "provider_id": provider_id,
+                    "old_state": old,
+                    "new_state": new,
+                    "reason": reason,
+                },
+            )
+        )
+        self.vault.on_lock.append(
+            lambda reason: bus.publish("vault", {"new_state": "locked", "reason": reason})
+        )
+        self.catalog.listen(
+            lambda catalog: bus.publish("config", {"reason": f"catalog {catalog.version}"})
+        )
+
+    def _observe(self, call: Call) -> None:
+        self.journal.append(entry_of(call, self.catalog.current))
+        publish(call, self.bus)
 
     def _wire(self) -> None:
         settings, clock = self.settings, self.clock
@@ -159,6 +196,7 @@ class App:
                 connect=settings.connect_timeout_secs, idle=settings.idle_timeout_secs
             ),
             deadline_s=settings.provider_timeout_secs,
+            observers=[self._observe],
         )
 
         async def probe(provider: Provider) -> str | None:
@@ -188,6 +226,7 @@ class App:
                 lanes.unavailable,
                 self.audit,
             ),
+            observe=ObserveAdmin(self.journal, self.audit, self.bus),
             budget=BudgetAdmin(self.keys, self.ledger, bookkeeper, self.audit),
         )
         edge = Edge(
@@ -226,6 +265,7 @@ class App:
         host = "127.0.0.1" if settings.listen_host == "localhost" else settings.listen_host
         self.egress.refuse_listener(host, port)
         self._check_idle()
+        self.bus.beat(HEARTBEAT_EVERY, self._heartbeat)
         if not settings.health_probe_disabled:
             self._probing = asyncio.get_running_loop().create_task(self.prober.run())
         return port
@@ -236,6 +276,7 @@ class App:
             timer.cancel()
         if self._probing is not None:
             self._probing.cancel()
+        self.bus.close()
         await self.server.drain(self.settings.shutdown_drain_secs)
         self.transport.close()
         await self.close()
@@ -245,9 +286,15 @@ class App:
         self.vault.lock("shutdown")
         self.keys.save_used()
         self.rewards.flush()
+        self.journal.flush()
         await self.ledger.close()
         await self.db.close()
         self.data.close()
+
+    def _heartbeat(self) -> str:
+        catalog = self.catalog.current
+        enabled = sum(model.enabled for model in catalog.models.values())
+        return f"providers={len(catalog.providers)} models={enabled}"
 
     def _save_keys_used(self) -> None:
         self.keys.save_used()

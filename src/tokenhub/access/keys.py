@@ -145,6 +145,11 @@ class Keys:
         row = self._rows.get(key_id)
         return None if row is None else row.grant()
 
+    def name_of(self, key_id: str) -> str:
+        """The name of a key, "" when it is gone."""
+        row = self._rows.get(key_id)
+        return "" if row is None else row.name
+
     async def create(self, fields: KeyFields, *, also: Also | None = None) -> tuple[str, KeyRow]:
         """Make a key; its text is returned here and never again.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -139,8 +140,14 @@ def _text(value: dict[str, Any] | None) -> str | None:
 
 
 def _shown(row: Row) -> dict[str, Any]:
-    shown: dict[str, Any] = dict(zip(_NAMES, row, strict=True))
+    found: dict[str, Any] = dict(zip(_NAMES, row, strict=True))
+    at = datetime.fromtimestamp(found["at_ms"] / 1000, UTC)
+    shown = {
+        "id": found["seq"],
+        "timestamp": at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+    }
+    for name in ("actor", "address", "action", "resource", "outcome", "request_id"):
+        shown[name] = found[name]
     for side in ("before", "after"):
-        if shown[side] is not None:
-            shown[side] = msgspec.Raw(shown[side].encode())
-    return shown
+        shown[side] = None if found[side] is None else msgspec.Raw(found[side].encode())
+    return shown | {"digest": found["digest"]}

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tokenhub.web.admin.budget import BudgetAdmin
     from tokenhub.web.admin.keys import KeyAdmin
     from tokenhub.web.admin.models import ModelAdmin
+    from tokenhub.web.admin.observe import ObserveAdmin
     from tokenhub.web.admin.providers import ProviderAdmin
     from tokenhub.web.admin.routing import RoutingAdmin
     from tokenhub.web.admin.server import ServerAdmin
@@ -35,6 +36,7 @@ class Handlers:
     keys: KeyAdmin
     budget: BudgetAdmin
     routing: RoutingAdmin
+    observe: ObserveAdmin
 
 
 def routes(on: Handlers) -> list[Route]:
@@ -96,6 +98,11 @@ def routes(on: Handlers) -> list[Route]:
         Route("GET", f"{admin}/decisions/{{id}}", on.routing.decision, ADMIN),
         Route("POST", f"{admin}/decisions/{{id}}/replay", on.routing.replay, ADMIN),
         Route("GET", f"{admin}/rewards", on.routing.rewards, ADMIN),
+        Route("GET", f"{admin}/logs", on.observe.logs, ADMIN),
+        Route("GET", f"{admin}/logs/{{id}}", on.observe.log, ADMIN),
+        Route("GET", f"{admin}/audit", on.observe.audit, ADMIN),
+        Route("GET", f"{admin}/audit/verify", on.observe.audit_verify, ADMIN),
+        Route("GET", f"{admin}/events", on.observe.events, ADMIN),
         Route("GET", f"{admin}/health", on.routing.health, ADMIN),
         Route("GET", f"{admin}/aliases", on.routing.aliases, ADMIN),
         Route("GET", f"{admin}/aliases/{{name:path}}", on.routing.alias, ADMIN),
