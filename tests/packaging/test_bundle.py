@@ -140,3 +140,9 @@ def test_the_same_sources_give_the_same_bytes(programs, tmp_path, wheel):
     again = build(tmp_path / "again", wheel)
     for name in ("tokenhub", "tokenhubctl"):
         assert (again / name).read_bytes() == (programs / name).read_bytes()
+
+
+def test_the_single_file_opens_a_store_under_an_empty_home(programs, run):
+    answer = run(programs / "tokenhub", "--check")
+    assert answer.returncode == 0, answer.stderr
+    assert (run.home / ".tokenhub" / "tokenhub.sqlite").exists()

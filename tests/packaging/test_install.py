@@ -185,3 +185,18 @@ def test_uninstall_leaves_a_program_of_the_same_name_that_is_not_ours(home):
     (home.bin / "tokenhub").write_text("somebody else's")
     assert home.run("uninstall").returncode == 0
     assert (home.bin / "tokenhub").read_text() == "somebody else's"
+
+
+def test_the_installed_server_gets_signals_itself(installed, tmp_path):
+    server = subprocess.Popen(
+        [installed.bin / "tokenhub"],
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "TOKENHUB_LISTEN_ADDR": "127.0.0.1:0"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with server:
+        lines = [server.stdout.readline() for _ in range(6)]
+        assert "python" in os.readlink(f"/proc/{server.pid}/exe"), lines
+        server.terminate()
+        assert server.wait(30) == 0
