@@ -237,8 +237,6 @@ class Connection(asyncio.Protocol):
             self._repeated += 1
             value = headers[name] + b", " + value
         headers[name] = value
-        if len(headers) + self._repeated > MAX_HEADERS:
-            self._stop(f"the answer has more than {MAX_HEADERS} headers")
 
     def on_headers_complete(self) -> None:
         """Check what the parser does not."""
@@ -251,9 +249,13 @@ class Connection(asyncio.Protocol):
         if status < 200:
             return
         headers = self._headers
-        if headers.get(b"content-encoding", b"identity").lower() not in {b"identity", b""}:
+        if len(headers) + self._repeated > MAX_HEADERS:
+            self._stop(f"the answer has more than {MAX_HEADERS} headers")
+        coding = headers.get(b"content-encoding")
+        if coding and coding.lower() != b"identity":
             self._stop("the answer is compressed, which was not asked for")
-        if headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
+        framing = headers.get(b"transfer-encoding")
+        if framing is not None and framing.lower() != b"chunked":
             self._stop("the answer has an unknown transfer encoding")
         # The read may hold body bytes too, so it alone does not say how large the head was.
         if self._wire > MAX_HEAD and _size(headers) > MAX_HEAD:

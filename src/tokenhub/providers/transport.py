@@ -311,13 +311,13 @@ def _head(origin: Origin, request: UpstreamRequest) -> bytes:
         TransportError: CLIENT; a name, value or target would break out of its line.
     """
     headers = request.headers
-    lines = [
-        b"%b %b HTTP/1.1\r\nHost: %b\r\nAccept-Encoding: identity\r\nContent-Length: %d\r\n"
-        % (request.method, request.target, origin.host_header, len(request.body))
-    ]
-    lines += [b"%b: %b\r\n" % header for header in headers]
-    lines.append(b"\r\n")
-    head = b"".join(lines)
+    length = b"%d" % len(request.body)
+    parts = [request.method, b" ", request.target, b" HTTP/1.1\r\nHost: ", origin.host_header]
+    parts += (b"\r\nAccept-Encoding: identity\r\nContent-Length: ", length, b"\r\n")
+    for name, value in headers:
+        parts += (name, b": ", value, b"\r\n")
+    parts.append(b"\r\n")
+    head = b"".join(parts)
     ends = len(headers) + 5
     broken = head.count(b"\n") != ends or head.count(b"\r") != ends or b"\0" in head
     if broken or b" " in request.target:
