@@ -12,6 +12,8 @@ from tokenhub import __version__
 if TYPE_CHECKING:
     from tokenhub.settings import Settings
 
+_PR_SET_DUMPABLE = 4  # linux/prctl.h
+
 HELP = """\
 Usage: tokenhub [OPTION]
        tokenhub demo-provider [--port N]
@@ -83,9 +85,14 @@ def _serve(*, check: bool) -> int:
 
 
 def _harden() -> None:
-    # A core file would hold provider keys; files made from here on are the owner's only.
+    # A core file would hold provider keys, and another process of the same user could read them
+    # out of the memory; files made from here on are the owner's only.
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        import ctypes  # noqa: PLC0415  # as above
+
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def _demo_provider(port: int) -> int:

@@ -110,7 +110,10 @@ class App:
         data = DataDir(settings.data_dir)
         data.lock()
         clock = SystemClock()
-        db = await SqliteDatabase.open(Path(settings.db_dsn), clock)
+        file = Path(settings.db_dsn)
+        if file.parent.resolve() != data.path.resolve():
+            DataDir(file.parent).lock()  # the database is elsewhere, and ours alone too
+        db = await SqliteDatabase.open(file, clock)
         app = cls(settings, data, db)
         app.clock = clock
         app.audit = Audit(db, clock)

@@ -120,7 +120,8 @@ def parse_chat(body: bytes) -> ChatRequest:
             if count is not None and request.max_tokens is None:
                 request.max_tokens = count
     if (raw := members.get("n")) is not None:
-        request.choices = _read(_count, raw, "n", "a whole number") or 1
+        choices = _read(_count, raw, "n", "a whole number")
+        request.choices = 1 if choices is None else choices
         if not 1 <= request.choices <= 128:
             raise InvalidRequest("`n` must be between 1 and 128.", param="n")
     return request

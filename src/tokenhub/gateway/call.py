@@ -32,8 +32,8 @@ class ClientStream(Protocol):
         """Send one piece; nothing for b""."""
         ...
 
-    def end(self) -> None:
-        """The answer is complete."""
+    def end(self, data: bytes = b"") -> None:
+        """The answer is complete, with ``data`` as its last piece."""
         ...
 
     def abort(self) -> None:

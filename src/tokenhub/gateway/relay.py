@@ -66,10 +66,10 @@ class Relay:
     def finish(self) -> None:
         """Send the tail and close: properly if the answer is whole, else so that it shows."""
         assert self.stream is not None
-        self.stream.write(self._tail)
         if self._wire.failure is None:
-            self.stream.end()
+            self.stream.end(self._tail)
         else:
+            self.stream.write(self._tail)
             self.stream.abort()
 
     def _feed(self, data: bytes) -> None:

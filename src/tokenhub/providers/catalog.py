@@ -268,10 +268,9 @@ class CatalogStore:
                 if also is not None:
                     before = public_provider(change.before) if change.before else None
                     also(tx, before, public_provider(change.after))
+                tx.on_commit(lambda: self._adopt(provider=change.after))
 
             await self._db.write(save)
-            self._providers[change.after.id] = change.after
-            self._publish()
             return change.after
 
     async def delete_provider(
@@ -299,12 +298,9 @@ class CatalogStore:
                     step(tx)
                 if also is not None:
                     also(tx, public_provider(before) | {"models": models}, None)
+                tx.on_commit(lambda: self._drop(models, provider_id))
 
             await self._db.write(delete)
-            del self._providers[provider_id]
-            for model_id in models:
-                del self._models[model_id]
-            self._publish()
             return models
 
     async def save_model(
@@ -326,10 +322,9 @@ class CatalogStore:
                 tx.execute(_MODEL_UPSERT, _model_row(after, self._clock.now_ms()))
                 if also is not None:
                     also(tx, public_model(before) if before else None, public_model(after))
+                tx.on_commit(lambda: self._adopt(model=after))
 
             await self._db.write(save)
-            self._models[after.id] = after
-            self._publish()
             return self.current.models[after.id]
 
     async def delete_model(self, model_id: str, *, also: Also | None = None) -> None:
@@ -347,10 +342,9 @@ class CatalogStore:
                 tx.execute("DELETE FROM models WHERE id = :id", {"id": model_id})
                 if also is not None:
                     also(tx, public_model(before), None)
+                tx.on_commit(lambda: self._drop([model_id]))
 
             await self._db.write(delete)
-            del self._models[model_id]
-            self._publish()
 
     def _check_model(self, fields: ModelFields, id: str | None) -> tuple[Model | None, Model]:  # noqa: A002
         model_id = _given(fields.id, id or "")
@@ -384,6 +378,19 @@ class CatalogStore:
             )
         _check_ranges(after)
         return before, after
+
+    def _adopt(self, *, provider: Provider | None = None, model: Model | None = None) -> None:
+        if provider is not None:
+            self._providers[provider.id] = provider
+        if model is not None:
+            self._models[model.id] = model
+        self._publish()
+
+    def _drop(self, model_ids: Iterable[str], provider_id: str = "") -> None:
+        for model_id in model_ids:
+            self._models.pop(model_id, None)
+        self._providers.pop(provider_id, None)
+        self._publish()
 
     def _publish(self) -> None:
         providers = dict(sorted(self._providers.items()))

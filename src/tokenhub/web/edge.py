@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenhub.core.errors import Forbidden, HubError, Unauthorized
 from tokenhub.web.answers import NATIVE, OPENAI, PRIVATE, error_answer
-from tokenhub.web.http import Response
+from tokenhub.web.http import Response, render_error
 from tokenhub.web.match import Matcher
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Edge:
                 hint="The server's log has the details under this request id.",
             )
         if request is None:
-            return Response(error.status, b"", list(error.headers))
+            return render_error(None, error)
         return error_answer(error, dialect_of(request, None), request)
 
     async def _to_its_end(self, change: Coroutine[Any, Any, Response | None]) -> Response | None:

@@ -96,7 +96,8 @@ def _check_host(host: bytes | None, minor: int) -> None:
 
 def check_what_is_asked(headers: dict[bytes, bytes]) -> None:
     """Raise Refused when the headers ask for something this server does not do."""
-    if b"upgrade" in headers:
+    # Some clients offer h2c on every plain connection; RFC 9110 section 7.8 lets us ignore that.
+    if headers.get(b"upgrade", b"h2c").lower() != b"h2c":
         raise Refused(
             400, "upgrade_refused", "This server speaks HTTP/1.1 only.", "Send no Upgrade header."
         )

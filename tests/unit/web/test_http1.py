@@ -378,6 +378,7 @@ class TestAnswers:
             (b"Content-Encoding: Identity\r\n", 200, None),
             (b"Expect: something\r\n", 417, None),
             (b"Upgrade: websocket\r\n", 400, None),
+            (b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n", 200, None),
         ],
     )
     async def test_what_is_not_done_here_has_its_own_status(

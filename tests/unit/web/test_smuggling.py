@@ -114,7 +114,6 @@ CASES = {
     # Credentials and switches.
     "authorization-twice": G + H + b"Authorization: Bearer a\r\nAuthorization: Bearer b\r\n\r\n",
     "x-api-key-twice": G + H + b"X-Api-Key: a\r\nx-api-key: b\r\n\r\n",
-    "upgrade-h2c": G + H + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\r\n",
     "upgrade-websocket": G + H + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
     "expect-other": P + b"Expect: 200-ok\r\nContent-Length: 1\r\n\r\na",
     # Chunks.
