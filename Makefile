@@ -27,6 +27,17 @@ export UV_PYTHON_DOWNLOADS := never
 ifneq ($(PIP_INDEX_URL),)
 export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
+# Whom the machine trusts, uv trusts: a company's proxy has a certificate of its own.
+ifneq ($(wildcard /etc/ssl/certs/*.pem /etc/ssl/certs/*.crt /etc/pki/tls/certs/* /etc/ssl/cert.pem),)
+export UV_SYSTEM_CERTS ?= true
+endif
+
+# Downloads are kept in the caller's cache, or here where there is no writable one.
+ifndef UV_CACHE_DIR
+ifneq ($(shell d="$${XDG_CACHE_HOME:-$$HOME/.cache}"; mkdir -p "$$d" 2>&1 && test -w "$$d" || echo none),)
+export UV_CACHE_DIR := $(CURDIR)/.cache/uv
+endif
+endif
 
 need_docker = docker info >/dev/null 2>&1 || { \
 	echo "No Docker engine answers (docker info fails). Start it, or run natively: make run" >&2; exit 1; }

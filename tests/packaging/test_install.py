@@ -4,13 +4,10 @@ import os
 import re
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from tests.packaging.project import ROOT, UV, mode
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 ASK_BASH = """
 source "$1"
@@ -197,6 +194,6 @@ def test_the_installed_server_gets_signals_itself(installed, tmp_path):
     )
     with server:
         lines = [server.stdout.readline() for _ in range(6)]
-        assert "python" in os.readlink(f"/proc/{server.pid}/exe"), lines
+        assert "python" in Path(f"/proc/{server.pid}/exe").readlink().name, lines
         server.terminate()
         assert server.wait(30) == 0
