@@ -209,7 +209,8 @@ class TransportError(Exception):
     """A connection to an upstream failed.
 
     Args:
-        kind: CONNECT, TIMEOUT, RESET or GARBAGE of FailureClass.
+        kind: CONNECT, TIMEOUT, RESET or GARBAGE of FailureClass; CLIENT when the request itself
+            cannot be written as HTTP (a line break in a credential).
         message: what happened, without addresses resolved from secrets or header values.
         sent: whether any byte of the request left this process.
     """
