@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.routing.world import evidences, model, per_million, queries, query, rules, worlds
 
-from tokenhub.core.decision import Evidence, ProviderView
+from tokenhub.core.decision import Evidence, ModelView, ProviderView
 from tokenhub.core.errors import HubError
 from tokenhub.routing.decide import decide
 from tokenhub.routing.explain import describe, encode_record
@@ -45,7 +45,7 @@ def _applied(decision, ruled, flip):
             changed = msgspec.structs.replace(models[name], prices=_times(models[name], flip))
             models = models | {name: changed}
         case "latency_ms":
-            own = seen.models.get(name) or type(_view(seen, models[name]))()
+            own = seen.models.get(name, ModelView())
             own = msgspec.structs.replace(own, usual_ms=after)
             seen = msgspec.structs.replace(seen, models={**seen.models, name: own})
         case "error_rate":
@@ -63,12 +63,6 @@ def _applied(decision, ruled, flip):
     catalog = msgspec.structs.replace(ruled.catalog, models=models)
     ruled = msgspec.structs.replace(ruled, catalog=catalog)
     return decide(asked, ruled, seen, decision.seed, draw=draw)
-
-
-def _view(seen, found):
-    from tokenhub.core.decision import ModelView
-
-    return seen.models.get(found.id, ModelView())
 
 
 def _limited(decision, asked, **change):
