@@ -354,14 +354,16 @@ async def _run(settings: Settings, *, check: bool) -> int:
             file=sys.stderr,
         )
         return 3
+    stop = _stop_signal()
     for line in first_lines(app, port):
         print(line, flush=True)
-    await _until_signal()
+    await stop
     await app.stop()
     return 0
 
 
-async def _until_signal() -> None:
+def _stop_signal() -> asyncio.Future[signal.Signals]:
+    """Done when the process is asked to stop; from here on it does not simply die."""
     loop = asyncio.get_running_loop()
     stop = loop.create_future()
 
@@ -372,7 +374,7 @@ async def _until_signal() -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked, number)
-    await stop
+    return stop
 
 
 def first_lines(app: App, port: int) -> list[str]:
@@ -426,8 +428,9 @@ async def _run_demo_provider(port: int) -> int:
     except OSError as error:
         print(f"tokenhub: cannot listen on port {port}: {error.strerror}", file=sys.stderr)
         return 3
+    stop = _stop_signal()
     print(f"demo provider listening on http://127.0.0.1:{port}", flush=True)
-    await _until_signal()
+    await stop
     await server.drain(1)
     return 0
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
 PREFIX = "TOKENHUB_"
 MODES = ("cheap", "normal", "high_confidence", "planning", "adversarial", "thompson")
