@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 MISSING = "-"
+FIRST_MOMENT = 10**11  # Unix ms of 1973: larger than any duration, smaller than any moment meant
 
 
 def text(value: Any) -> str:
@@ -86,16 +87,43 @@ def time(value: Any) -> str:
     """RFC 3339 or Unix milliseconds as local ``YYYY-MM-DD HH:MM:SS``; other text as it is."""
     if value is None or value in ("", 0) or str(value).startswith("0001-01-01"):
         return MISSING
+    from datetime import datetime  # noqa: PLC0415
+
+    try:
+        moment = datetime.fromisoformat(rfc3339(value))
+        return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError):
+        return str(value)
+
+
+def rfc3339(value: Any) -> str:
+    """Unix milliseconds as RFC 3339 in UTC; what is no number, or no date, as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
     from datetime import UTC, datetime  # noqa: PLC0415
 
     try:
-        if isinstance(value, int | float):
-            moment = datetime.fromtimestamp(value / 1000, UTC)
-        else:
-            moment = datetime.fromisoformat(str(value))
-        return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        moment = datetime.fromtimestamp(value / 1000, UTC)
     except (ValueError, OverflowError, OSError):
         return str(value)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def is_moment(name: str, value: Any) -> bool:
+    """Whether a member holds a point in time as Unix milliseconds, by its name and size."""
+    named = name in {"at", "timestamp"} or name.endswith(("_at", "at_ms", "started_ms", "_time"))
+    return named and isinstance(value, int | float) and value > FIRST_MOMENT
+
+
+def named(name: str, value: Any) -> str:
+    """A member shown as its name says: moments, dollars, durations, or as it is."""
+    if name == "timestamp" or name.endswith("_at") or is_moment(name, value):
+        return time(value)
+    if name.endswith("cost_usd"):
+        return cost(value)
+    if name.endswith("_usd"):
+        return MISSING if value is None else money(value)
+    return duration(value) if name.endswith("_ms") else text(value)
 
 
 def never(value: Any) -> str:

@@ -38,10 +38,24 @@ def render(view: View, form: str | None, *, query: str | None = None, headings: 
     form = form or view.form
     if query is None and form in {"table", "wide"}:
         return view.text(form == "wide", headings)
-    data = view.data if query is None else _query(query, view.data)
+    data = in_utc(view.data)
+    if query is not None:
+        data = _query(query, data)
     if form in {"table", "wide"}:
         return generic(data, headings=headings) if data is not None else ""
     return serialise(data, form, key=view.key, headings=headings)
+
+
+def in_utc(data: Any) -> Any:
+    """Data with every moment that is a number of milliseconds written as RFC 3339."""
+    if isinstance(data, list):
+        return [in_utc(item) for item in data]
+    if not isinstance(data, dict):
+        return data
+    return {
+        name: cells.rfc3339(value) if cells.is_moment(name, value) else in_utc(value)
+        for name, value in data.items()
+    }
 
 
 def serialise(data: Any, form: str, *, key: str = "id", headings: bool = True) -> str:

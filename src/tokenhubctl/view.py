@@ -118,9 +118,11 @@ def generic(data: Any, *, headings: bool = True) -> str:
     """Any JSON value as a table: a list of objects by columns, an object by lines."""
     if isinstance(data, list) and data and all(isinstance(item, dict) for item in data):
         names = list(dict.fromkeys(name for item in data for name in item))
-        lines = [[cells.text(item.get(name)) for name in names] for item in data]
+        lines = [[cells.named(name, item.get(name)) for name in names] for item in data]
         return table.render(([[name.upper() for name in names]] if headings else []) + lines)
     if isinstance(data, dict):
-        return table.render([[f"{name}:", cells.text(value)] for name, value in data.items()])
+        return table.render(
+            [[f"{name}:", cells.named(name, value)] for name, value in data.items()]
+        )
     items = data if isinstance(data, list) else [data]
     return "".join(table.visible(cells.text(item)) + "\n" for item in items)

@@ -81,6 +81,7 @@ SECTIONS: tuple[tuple[str, tuple[Line, ...]], ...] = (
         "API keys",
         (
             ("apikey list", "API keys with spend and reserved amounts"),
+            ("apikey get ID", "One API key; its text is never shown again"),
             ("apikey create JSON", "Create a key; it is shown once"),
             ("apikey rotate ID", "Give a key a new secret; the old one dies at once"),
             ("apikey edit ID JSON", "Change members of a key"),

@@ -12,7 +12,7 @@ from tokenhubctl.arguments import json_object
 from tokenhubctl.command import noun, pass_session
 from tokenhubctl.completion import ids
 from tokenhubctl.errors import CliError
-from tokenhubctl.view import Column, Layout, Row, View, done, rows
+from tokenhubctl.view import Column, Layout, Row, View, document, done, rows
 
 if TYPE_CHECKING:
     from tokenhubctl.session import Session
@@ -63,6 +63,14 @@ def list_(session: Session) -> View:
     """API keys with spend and reserved amounts."""
     found = session.listed(address.path("apikeys"), "keys", "items")
     return rows(sorted(found, key=lambda row: (str(row.get("name")), str(row.get("id")))), KEYS)
+
+
+@apikey.command("get")
+@click.argument("key_id", metavar="ID", shell_complete=ids("apikey"))
+@pass_session
+def get(session: Session, key_id: str) -> View:
+    """One API key; its text is never shown again."""
+    return document(session.get(address.path("apikeys", key_id)))
 
 
 @apikey.command("create")

@@ -119,15 +119,9 @@ def show(session: Session, request_id: str) -> View:
 
 def _detail(found: dict[str, Any], *, headings: bool) -> str:
     plain = {name: value for name, value in found.items() if not isinstance(value, list | dict)}
-    shown = [[f"{name}:", _member(name, value)] for name, value in plain.items()]
+    shown = [[f"{name}:", cells.named(name, value)] for name, value in plain.items()]
     text = table.render(shown)
     for name, value in found.items():
         if isinstance(value, list | dict) and value:
             text += f"\n{name}:\n" + generic(value, headings=headings)
     return text
-
-
-def _member(name: str, value: Any) -> str:
-    if name in {"timestamp", "started_at", "ended_at"}:
-        return cells.time(value)
-    return cells.cost(value) if name.endswith("_usd") else cells.text(value)

@@ -49,10 +49,12 @@ def model() -> None:
 
 
 @model.command("list", watch=True)
+@click.option("--stored", is_flag=True, help="Models of the store, not those of the engine.")
 @pass_session
-def list_(session: Session) -> View:
+def list_(session: Session, *, stored: bool) -> View:
     """Models the engine routes to."""
-    found = session.listed(address.path("engine", "models"), "models")
+    target = address.path("models") if stored else address.path("engine", "models")
+    found = session.listed(target, "items" if stored else "models")
     return rows(sorted(found, key=lambda row: str(row.get("id"))), MODELS)
 
 

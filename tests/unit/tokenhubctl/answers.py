@@ -86,6 +86,8 @@ ANSWERS: dict[str, Any] = {
     },
     "GET /admin/v1/models/Qwen%2FQwen2.5": MODELS[1],
     "GET /admin/v1/apikeys": {"keys": KEYS, "total": 2},
+    "GET /admin/v1/models": {"items": MODELS[:1], "total": 1},
+    "GET /admin/v1/apikeys/k2": KEYS[0],
     "GET /admin/v1/health": {"providers": HEALTH},
     "GET /admin/v1/vault/status": {"enabled": True, "initialized": True, "locked": False},
     "GET /admin/v1/vault/secrets": {"secrets": ["b", "a"]},

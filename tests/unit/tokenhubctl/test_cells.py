@@ -70,6 +70,24 @@ def test_number(value, shown):
     assert cells.number(value) == shown
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("started_ms", 1_772_360_430_000, "2026-03-01 10:20:30"),
+        ("latency_ms", 1500, "1.5s"),
+        ("ttft_ms", None, "-"),
+        ("estimated_cost_usd", 0, "free"),
+        ("cost_usd", None, "unknown"),
+        ("limit_usd", None, "-"),
+        ("spent_usd", 0, "$0.00"),
+        ("seed", 1_772_360_430_000, "1772360430000"),
+    ],
+)
+def test_members_by_their_name(name, value, shown, monkeypatch):
+    monkeypatch.setenv("TZ", "UTC")
+    assert cells.named(name, value) == shown
+
+
 def test_only_a_literal_false_is_no():
     assert [cells.yes_no(value) for value in (False, True, None, 0)] == ["no", "yes", "yes", "yes"]
 

@@ -109,6 +109,16 @@ def test_a_document_as_a_table(ctl):
     assert ctl("routing", "get", "-o", "table").out == "default_mode:  cheap\nstored:        -\n"
 
 
+def test_moments_are_local_in_tables_and_rfc_3339_in_machine_forms(ctl, peer):
+    alias = {"name": "a", "variants": [], "created_at": 1_772_360_430_000, "weight_ms": 5}
+    peer.answers["GET /admin/v1/aliases"] = {"items": [alias]}
+    assert "2026-03-01 10:20:30" in ctl("alias", "list", "-o", "wide").out
+    for form in ("json", "jsonl", "yaml", "csv"):
+        out = ctl("alias", "list", "-o", form).out
+        assert "2026-03-01T10:20:30.000Z" in out
+        assert "1772360430000" not in out
+
+
 @given(JSON)
 def test_json_forms_keep_every_value_and_no_control_character(value):
     for text in (output.as_json(value), output.as_json(value, indent=2)):

@@ -110,6 +110,7 @@ DOCUMENTS = {
     "replay r2": "POST /admin/v1/decisions/r2/replay",
     "provider get openai": "GET /admin/v1/providers/openai",
     "model get Qwen/Qwen2.5": "GET /admin/v1/models/Qwen%2FQwen2.5",
+    "apikey get k2": "GET /admin/v1/apikeys/k2",
     "alias get fast": "GET /admin/v1/aliases/fast",
     "prices show gpt-4o": "GET /admin/v1/prices/gpt-4o",
     "api GET /admin/v1/stats": "GET /admin/v1/stats",
@@ -187,6 +188,10 @@ def test_an_empty_list_is_a_notice_on_stderr(ctl, peer, line, route, empty):
     assert json.loads(ctl(*line.split(), "-o", "json").out) == []
 
 
+def test_the_store_instead_of_the_engine(ctl):
+    assert ctl("model", "list", "--stored", "-o", "name").out == "gpt-4o\n"
+
+
 def test_log_filters_become_parameters(ctl, peer):
     target = (
         "/admin/v1/logs?limit=5&since=2026-03-01T00%3A00%3A00Z&model=Qwen%2FQwen2.5"
@@ -207,7 +212,7 @@ def test_one_key_with_its_past(ctl, peer):
     assert ctl("budget", "show", "k2").out == (
         "KEY  NAME      PERIOD  LIMIT  SPENT  RESERVED  REMAINING\n"
         "k2   prod-app  month   none   $1.00  $0.00     no limit\n\n"
-        "entries:\nWHAT    AMOUNT_USD  REASON\nadjust  -1.50       billed twice\n"
+        "entries:\nWHAT    AMOUNT_USD  REASON\nadjust  -$1.50      billed twice\n"
     )
     assert json.loads(ctl("budget", "show", "k2", "-o", "json").out) == answer
 
