@@ -90,7 +90,15 @@ def test_checks_and_the_doctor_are_content(busy):
         assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
-def test_events_survive_a_restart_of_the_server_and_say_so(tmp_path):
+@pytest.fixture
+def ctrl_c():
+    """Programs started here take Ctrl-C, even when the tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_events_survive_a_restart_of_the_server_and_say_so(tmp_path, ctrl_c):
     hub = Hub(tmp_path).start()
     env = {"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": str(tmp_path), "TOKENHUB_URL": hub.url}
     program = subprocess.Popen(
