@@ -270,3 +270,23 @@ def test_draws_are_even():
     draws = sorted(draw_of(seed) for seed in range(2000))
     assert all(0 <= draw < 1 for draw in draws)
     assert max(abs(draw - (i + 0.5) / 2000) for i, draw in enumerate(draws)) < 0.05
+
+
+@given(queries, worlds(), evidences, SEEDS)
+def test_who_may_stand_in_is_never_first_by_chance(asked, ruled, seen, seed):
+    asked = msgspec.structs.replace(asked, model="alias", allow_fallback=True)
+    decision = decided(asked, ruled, seen, seed)
+    if decision and decision.reason == "routed-alias":
+        own = {one.model_id for one in ruled.aliases["alias"].variants}
+        strangers = [one for one in decision.candidates if one.model_id not in own]
+        assert not any(one.propensity for one in strangers)
+
+
+def test_a_named_model_is_certain_and_its_stand_ins_are_not():
+    ruled = rules(model("a"), model("b"), model("c"))
+    decision = decide(query(model="b", allow_fallback=True), ruled, Evidence(), 1)
+    assert [(one.model_id, one.propensity) for one in decision.candidates] == [
+        ("b", 1.0),
+        ("a", 0.0),
+        ("c", 0.0),
+    ]

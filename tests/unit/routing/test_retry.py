@@ -216,3 +216,11 @@ def test_a_tenth_of_the_requests_may_be_retried(clock):
         budget.request()
         clock.advance(0.1)
     assert sum(budget.take() for _ in range(50)) in {9, 10}
+
+
+def test_no_pause_that_the_deadline_cannot_hold(clock):
+    router = Router(clock)
+    plan = plan_for(clock, model("a"), model="a", deadline=1e-7, router=router)
+    fail(plan, FailureClass.SERVER)
+    stopped(plan)
+    assert [router.budget.take() for _ in range(4)] == [True, True, True, False]

@@ -90,21 +90,35 @@ def attempt(decision, **fields):
 NAMES = tuple(f"m{number}" for number in range(8))
 PROVIDERS = ("p0", "p1", "p2")
 
-_price = st.none() | st.integers(0, 10**11)
+_rarely = st.sampled_from([False] * 9 + [True])
+_mostly = st.sampled_from([True] * 9 + [False])
+
+
+def _seldom(value, strategy):
+    """``value``, and now and then something else: most worlds must have a model that may answer."""
+    return _rarely.flatmap(lambda other: strategy if other else st.just(value))
+
+
+_price = st.sampled_from([0, 10**8, 10**9, 10**10]) | st.integers(0, 10**11)
 _models = st.lists(
     st.builds(
         Model,
         id=st.sampled_from(NAMES),
         provider_id=st.sampled_from(PROVIDERS),
         weight=st.integers(0, 10),
-        max_context_tokens=st.sampled_from([0, 1000, 8192, 200_000]),
+        max_context_tokens=st.sampled_from([0, 8192, 200_000, 200_000, 1000]),
         max_output_tokens=st.sampled_from([0, 100, 4096]),
-        enabled=st.sampled_from([True, True, True, False]),
-        tools=st.booleans(),
-        images=st.booleans(),
-        prices=st.builds(Prices, input=_price, output=_price, request=st.integers(0, 10**9)),
+        enabled=_mostly,
+        tools=_mostly,
+        images=_mostly,
+        prices=st.builds(
+            Prices,
+            input=_price | st.none(),
+            output=_price | st.none(),
+            request=st.integers(0, 10**9),
+        ),
     ),
-    min_size=1,
+    min_size=2,
     max_size=8,
     unique_by=lambda one: one.id,
 )
@@ -113,7 +127,7 @@ _provider_views = st.dictionaries(
     st.sampled_from(PROVIDERS),
     st.builds(
         ProviderView,
-        closed=st.sampled_from(["", "", "", "down", "probing", "rate_limited", "auth", "quota"]),
+        closed=_seldom("", st.sampled_from(["down", "probing", "rate_limited", "auth", "quota"])),
         retry_ms=st.integers(0, 2_000_000_000_000),
         error_rate=st.floats(0.0, 1.0),
         usual_ms=_ms,
@@ -131,13 +145,18 @@ evidences = st.builds(
     providers=_provider_views,
     models=_model_views,
     arms=st.dictionaries(st.sampled_from(NAMES), _arm),
-    unavailable=st.dictionaries(
-        st.sampled_from(PROVIDERS), st.sampled_from(["vault_locked", "no_credential"]), max_size=1
+    unavailable=_seldom(
+        {},
+        st.dictionaries(
+            st.sampled_from(PROVIDERS),
+            st.sampled_from(["vault_locked", "no_credential"]),
+            max_size=1,
+        ),
     ),
     turn=st.integers(0, 1000),
 )
 _variants = st.lists(
-    st.builds(Variant, model_id=st.sampled_from([*NAMES, "gone"]), weight=st.integers(1, 5)),
+    st.builds(Variant, model_id=st.sampled_from([*NAMES[:4], "gone"]), weight=st.integers(1, 5)),
     min_size=1,
     max_size=4,
     unique_by=lambda one: one.model_id,
@@ -146,29 +165,31 @@ _aliases = st.builds(
     Alias,
     name=st.just("alias"),
     variants=_variants,
-    enabled=st.booleans(),
+    enabled=_mostly,
     sticky_by=st.sampled_from(["", "request", "api_key", "round_robin"]),
 )
 limits = st.builds(
     Limits,
-    max_budget=st.none() | st.integers(0, 10**9),
-    max_latency_ms=st.none() | st.integers(0, 60_000),
-    min_weight=st.none() | st.integers(0, 10),
+    max_budget=st.none() | st.sampled_from([0, 10**7, 10**8]) | st.integers(0, 10**9),
+    max_latency_ms=st.none() | st.sampled_from([0, 20_000]) | st.integers(0, 60_000),
+    min_weight=st.none() | st.sampled_from([0, 2]) | st.integers(0, 10),
 )
 queries = st.builds(
     RouteQuery,
     request_id=st.sampled_from(["", "r-1", "r-2"]),
-    model=st.sampled_from(["", "auto", "*", "alias", *NAMES, *(f"auto:{mode}" for mode in MODES)]),
+    model=st.sampled_from(
+        ["", "auto", "*", "alias", "alias", *NAMES[:4], *(f"auto:{mode}" for mode in MODES)]
+    ),
     mode=st.sampled_from(["", "", *MODES]),
     key_mode=st.sampled_from(["", *MODES]),
-    input_tokens=st.integers(0, 20_000),
-    max_tokens=st.none() | st.integers(1, 20_000),
+    input_tokens=st.sampled_from([0, 100, 999, 1000]) | st.integers(0, 20_000),
+    max_tokens=st.none() | st.sampled_from([1, 100]) | st.integers(1, 20_000),
     choices=st.integers(1, 3),
-    tools=st.booleans(),
-    images=st.booleans(),
+    tools=_rarely,
+    images=_rarely,
     stream=st.booleans(),
     limits=limits,
-    models=st.just(()) | st.lists(st.sampled_from([*NAMES, "alias"]), max_size=4).map(tuple),
+    models=_seldom((), st.lists(st.sampled_from([*NAMES, "alias"]), max_size=4).map(tuple)),
     allow_fallback=st.booleans(),
     key_id=st.sampled_from(["", "k-1"]),
 )
@@ -177,13 +198,10 @@ queries = st.builds(
 @st.composite
 def worlds(draw):
     """Rules over a random catalog."""
-    providers = [
-        Provider(id=name, type="openai", enabled=draw(st.sampled_from([True, True, True, False])))
-        for name in PROVIDERS
-    ]
+    providers = [Provider(id=name, type="openai", enabled=draw(_mostly)) for name in PROVIDERS]
     settings = RoutingSettings(
         default_mode=draw(st.sampled_from(MODES)),
-        default_max_budget=draw(st.sampled_from([0, 0, 10**6, 10**8])),
+        default_max_budget=draw(st.sampled_from([0, 0, 0, 10**6, 10**8])),
         default_max_latency_ms=draw(st.sampled_from([0, 0, 5000])),
         exploration_temp=draw(st.sampled_from([0.0, 0.0, 0.3, 2.0])),
     )
