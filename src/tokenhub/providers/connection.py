@@ -68,7 +68,7 @@ class Connection(asyncio.Protocol):
         "_active", "_body", "_closed", "_deadline", "_done", "_extra", "_fault", "_head_done",
         "_headers", "_idle", "_keep_alive", "_loop", "_owner", "_parser", "_parts", "_reading",
         "_repeated", "_size", "_started", "_status", "_stream", "_streaming", "_total",
-        "_transport", "_waiter", "_wire", "idle_until", "uses",
+        "_transport", "_waiter", "_wire", "idle_until", "on_body", "uses",
     )  # fmt: skip
 
     _transport: asyncio.Transport
@@ -76,13 +76,16 @@ class Connection(asyncio.Protocol):
     def __init__(self, loop: asyncio.AbstractEventLoop, owner: Owner) -> None:
         self._loop = loop
         self._owner = owner
-        self._parser: HttpResponseParser | None = HttpResponseParser(self)
         self._closed = False
         self._reading = True
         self._waiter: asyncio.Future[Answer] | None = None
         self._stream: StreamAnswer | None = None
         self._done = False
         self._parts: list[bytes] = []
+        # The parser calls the list itself: a frame of Python for each chunk would add a quarter to
+        # reading a stream. Set before the parser looks for its callbacks.
+        self.on_body = self._parts.append
+        self._parser: HttpResponseParser | None = HttpResponseParser(self)
         self.uses = 0  # requests begun on it
         self.idle_until = math.inf  # loop time at which its owner gives it up
 
@@ -261,10 +264,6 @@ class Connection(asyncio.Protocol):
         if self._wire > MAX_HEAD and _size(headers) > MAX_HEAD:
             self._stop(f"the answer's headers are larger than {MAX_HEAD} bytes")
         self._head_done = True
-
-    def on_body(self, data: bytes) -> None:
-        """A piece of the body, chunk framing removed."""
-        self._parts.append(data)
 
     def on_message_complete(self) -> None:
         """The end of the answer, or of an interim one."""
