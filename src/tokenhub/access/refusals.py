@@ -24,7 +24,10 @@ def unpriced(model: Model) -> InvalidRequest:
         f"This key has a budget, and the model `{model.id}` has no known price.",
         code="model_unpriced",
         param="model",
-        hint=f"Set one: `tokenhubctl prices set {model.id} INPUT_PER_1K OUTPUT_PER_1K`.",
+        hint=(
+            f"Set one, in dollars per 1000 tokens: `tokenhubctl prices set {model.id} "
+            """'{"input_per_1k": 0.001, "output_per_1k": 0.002}'`."""
+        ),
     )
 
 

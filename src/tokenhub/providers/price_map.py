@@ -10,7 +10,6 @@ import msgspec
 
 from tokenhub.core.catalog import Prices
 from tokenhub.core.errors import InvalidRequest
-from tokenhub.core.money import MAX_PRICE
 from tokenhub.providers.prices import tiered
 
 if TYPE_CHECKING:
@@ -132,12 +131,12 @@ def _imported(name: str, fields: dict[str, Any]) -> Imported:
 
 def _per_token(value: Any, name: str, field: str) -> int:
     try:
-        femto = Decimal(str(value)).scaleb(15)
+        dollars = Decimal(str(value))
     except InvalidOperation:
-        femto = Decimal(-1)
-    if not femto.is_finite() or not 0 <= femto <= MAX_PRICE:
+        dollars = Decimal(-1)
+    if not dollars.is_finite() or not 0 <= dollars <= 1:
         raise InvalidRequest(f"`{field}` of `{name[:100]}` is no price.", param=name[:100])
-    return int(femto.to_integral_value())
+    return int(dollars.scaleb(15).to_integral_value())
 
 
 def _whole(value: Any) -> int:
