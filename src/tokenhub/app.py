@@ -49,6 +49,7 @@ from tokenhub.web.admin.budget import BudgetAdmin
 from tokenhub.web.admin.keys import KeyAdmin
 from tokenhub.web.admin.models import ModelAdmin
 from tokenhub.web.admin.observe import ObserveAdmin
+from tokenhub.web.admin.prices import PriceAdmin
 from tokenhub.web.admin.providers import ProviderAdmin, secret_name
 from tokenhub.web.admin.routing import RoutingAdmin
 from tokenhub.web.admin.server import ServerAdmin
@@ -84,6 +85,7 @@ class App:
         self.vault: Vault
         self.keys: Keys
         self.ledger: Ledger
+        self.prices: PriceBook
         self.catalog: CatalogStore
         self.router: Router
         self.rewards: RewardLog
@@ -136,7 +138,8 @@ class App:
         app.aliases = await Aliases.open(db, clock)
         app.router = Router(clock, log=app.rewards)
         app.router.update(aliases=app.aliases.current, settings=app.routing_settings.effective)
-        app.catalog = CatalogStore(db, clock, PriceBook(clock), demo=settings.demo)
+        app.prices = PriceBook(clock)
+        app.catalog = CatalogStore(db, clock, app.prices, demo=settings.demo)
         app.catalog.listen(lambda catalog: app.router.update(catalog=catalog))
         app.catalog.load()
         await app.router.rebuild()
@@ -231,6 +234,7 @@ class App:
             ),
             observe=ObserveAdmin(self.journal, self.audit, self.bus),
             budget=BudgetAdmin(self.keys, self.ledger, bookkeeper, self.audit),
+            prices=PriceAdmin(self.catalog, self.prices, self.audit),
         )
         edge = Edge(
             routes(handlers),

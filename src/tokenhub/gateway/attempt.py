@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tokenhub.core.bounds import Measure
     from tokenhub.core.chat import ChatRequest
     from tokenhub.gateway.call import Call, ClientStream
-    from tokenhub.gateway.lanes import Lane
+    from tokenhub.gateway.lanes import Lane, Lanes
     from tokenhub.providers.upstream import Answer as Upstream
     from tokenhub.providers.upstream import Timeouts
     from tokenhub.routing.retry import Failover, Try
@@ -37,18 +37,27 @@ class Attempt:
         call: the request it belongs to.
         chat, size: what is asked, and how large that is.
         plan, step: the failover it is part of.
-        lane: the way to the provider.
+        lanes: the ways to the providers.
+
+    Attributes:
+        cost: what it came to in nano-dollars, however it ended; None while unknown.
     """
 
     def __init__(
-        self, call: Call, chat: ChatRequest, size: Measure, plan: Failover, step: Try, lane: Lane
+        self, call: Call, chat: ChatRequest, size: Measure, plan: Failover, step: Try, lanes: Lanes
     ) -> None:
         self._call = call
         self._chat = chat
         self._size = size
         self._plan = plan
         self._step = step
-        self._lane = lane
+        self._lanes = lanes
+        self._lane: Lane
+        self._hold: Hold | None = None
+
+    @property
+    def cost(self) -> int | None:  # noqa: D102  # see the class
+        return None if self._hold is None else self._hold.cost
 
     async def run(self, ledger: Ledger, timeouts: Timeouts) -> Answer | None:
         """Ask the provider and give its answer to the client.
@@ -57,14 +66,16 @@ class Attempt:
             ProviderError: it failed and the client has got nothing, so another may be asked.
             HubError: the request cannot be sent, to anybody or for this money.
         """
-        call, chat, step, lane = self._call, self._chat, self._step, self._lane
+        call, chat, step = self._call, self._chat, self._step
         model = step.candidate.model
+        lane = self._lane = self._lanes.to(model)
         limit = ledger.bound(
             call.grant, model, self._size, max_tokens=chat.max_tokens, choices=chat.choices
         )
         cap = _lowest(limit.max_tokens, step.candidate.output_cap)
         request = lane.adapter.request(chat, lane.target, max_tokens=cap)
         async with ledger.spend(call.grant, call.request.id, step.number, model, limit) as hold:
+            self._hold = hold
             hold.note(sent=True)
             try:
                 answer = await lane.upstream.send(

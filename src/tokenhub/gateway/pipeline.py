@@ -147,14 +147,13 @@ class Pipeline:
         while True:
             match plan.next():
                 case Try() as step:
+                    attempt = Attempt(call, chat, size, plan, step, self._lanes)
                     try:
-                        lane = self._lanes.to(step.candidate.model)
-                        attempt = Attempt(call, chat, size, plan, step, lane)
                         return await attempt.run(self._ledger, self._timeouts)
                     except ProviderError as error:
-                        plan.failed(step, error)
+                        plan.failed(step, error, attempt.cost)
                     except BaseException:
-                        plan.cancelled(step)
+                        plan.cancelled(step, attempt.cost)
                         raise
                 case Wait(seconds):
                     await asyncio.sleep(seconds)

@@ -18,7 +18,7 @@ from tokenhub.core.money import format_per_1k, parse_per_1k
 from tokenhub.providers.egress import parse_base_url
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from tokenhub.core.clock import Clock
     from tokenhub.storage.database import Also, Database, Transaction
@@ -327,6 +327,30 @@ class CatalogStore:
             await self._db.write(save)
             return self.current.models[after.id]
 
+    async def edit_models(
+        self, edits: Mapping[str, ModelFields], *, also: Also | None = None
+    ) -> list[Model]:
+        """Edit several models in one commit: all of them, or none; model id → its edit.
+
+        ``also`` is told of all at once: model id → how it was, and how it is.
+
+        Raises:
+            InvalidRequest, NotFound: naming the field and the way out.
+        """
+        async with self._lock:
+            checked = [self._check_model(fields, id_) for id_, fields in edits.items()]
+
+            def save(tx: Transaction) -> None:
+                now = self._clock.now_ms()
+                tx.executemany(_MODEL_UPSERT, [_model_row(after, now) for _, after in checked])
+                if also is not None:
+                    before = {one.id: public_model(one) for one, _ in checked if one}
+                    also(tx, before, {one.id: public_model(one) for _, one in checked})
+                tx.on_commit(lambda: self._adopt_all([after for _, after in checked]))
+
+            await self._db.write(save)
+            return [self.current.models[id_] for id_ in edits]
+
     async def delete_model(self, model_id: str, *, also: Also | None = None) -> None:
         """Delete a model.
 
@@ -384,6 +408,10 @@ class CatalogStore:
             self._providers[provider.id] = provider
         if model is not None:
             self._models[model.id] = model
+        self._publish()
+
+    def _adopt_all(self, models: Iterable[Model]) -> None:
+        self._models |= {model.id: model for model in models}
         self._publish()
 
     def _drop(self, model_ids: Iterable[str], provider_id: str = "") -> None:
@@ -468,7 +496,7 @@ def _changes(fields: ModelFields) -> dict[str, Any]:
 
 
 def _manual(model: Model) -> Prices:
-    """The admin's prices; unknown while only one of input and output is given."""
+    """The admin's own or imported prices; unknown while only one of input and output is given."""
     if not (model.input_per_1k and model.output_per_1k):
         return Prices()
     read, write = model.cached_read_per_1k, model.cached_write_per_1k
@@ -477,7 +505,7 @@ def _manual(model: Model) -> Prices:
         output=parse_per_1k(model.output_per_1k, "output_per_1k"),
         cached_read=parse_per_1k(read, "cached_read_per_1k") if read else None,
         cached_write=parse_per_1k(write, "cached_write_per_1k") if write else None,
-        source="manual",
+        source="litellm" if model.pricing_source == "litellm" else "manual",
     )
 
 

@@ -237,11 +237,11 @@ class Failover:
             self._waits.append(error.retry_after)
         return self._close(step, error, cost)
 
-    def cancelled(self, step: Try) -> Attempt | None:
+    def cancelled(self, step: Try, cost: int | None = None) -> Attempt | None:
         """The client left, or another attempt was faster. Nothing when it was reported before."""
         if not step.open:
             return None
-        return self._close(step, _CANCELLED, None)
+        return self._close(step, _CANCELLED, cost)
 
     def _elsewhere(self, candidate: Candidate) -> bool:
         window = candidate.model.max_context_tokens

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tokenhub.web.admin.prices import IMPORT_BODY
 from tokenhub.web.answers import OPENAI
 from tokenhub.web.edge import ADMIN, ANY_KEY, PUBLIC, V1_BODY, Route
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from tokenhub.web.admin.keys import KeyAdmin
     from tokenhub.web.admin.models import ModelAdmin
     from tokenhub.web.admin.observe import ObserveAdmin
+    from tokenhub.web.admin.prices import PriceAdmin
     from tokenhub.web.admin.providers import ProviderAdmin
     from tokenhub.web.admin.routing import RoutingAdmin
     from tokenhub.web.admin.server import ServerAdmin
@@ -35,6 +37,7 @@ class Handlers:
     models: ModelAdmin
     keys: KeyAdmin
     budget: BudgetAdmin
+    prices: PriceAdmin
     routing: RoutingAdmin
     observe: ObserveAdmin
 
@@ -80,6 +83,10 @@ def routes(on: Handlers) -> list[Route]:
         Route("GET", f"{admin}/models/{{id:path}}", on.models.get, ADMIN),
         Route("PATCH", f"{admin}/models/{{id:path}}", on.models.edit, ADMIN),
         Route("DELETE", f"{admin}/models/{{id:path}}", on.models.delete, ADMIN),
+        Route("GET", f"{admin}/prices", on.prices.list, ADMIN),
+        Route("POST", f"{admin}/prices/import", on.prices.import_, ADMIN, max_body=IMPORT_BODY),
+        Route("GET", f"{admin}/prices/{{id:path}}", on.prices.get, ADMIN),
+        Route("PUT", f"{admin}/prices/{{id:path}}", on.prices.set, ADMIN),
         Route("GET", f"{admin}/apikeys", on.keys.list, ADMIN),
         Route("POST", f"{admin}/apikeys", on.keys.create, ADMIN),
         Route("GET", f"{admin}/apikeys/{{id}}", on.keys.get, ADMIN),
