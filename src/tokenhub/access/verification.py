@@ -51,6 +51,20 @@ WHERE state NOT IN ('open', 'settled', 'released')
 """
 _DEAD = "SELECT id, request_id, attempt FROM ledger_attempts WHERE state = 'open' AND epoch <> ?"
 
+# The log may lack requests (it is pruned, and drops what does not fit), but what it says an answer
+# cost must be what was booked. A crash books the bound, whatever was logged before.
+_LOGGED = """
+SELECT l.request_id, l.cost, COALESCE(a.booked, 0)
+FROM request_log l
+LEFT JOIN (
+  SELECT request_id, SUM(settled + overrun) AS booked,
+    MAX(CASE WHEN state = 'open' OR flag = 'crash' THEN 1 ELSE 0 END) AS unsure
+  FROM ledger_attempts GROUP BY request_id
+) a ON a.request_id = l.request_id
+WHERE l.cost IS NOT NULL AND l.cost <> COALESCE(a.booked, 0) AND COALESCE(a.unsure, 0) = 0
+ORDER BY l.seq
+"""
+
 
 class Problem(msgspec.Struct, frozen=True):
     """Something off in the books: in which table and row, and what."""
@@ -81,6 +95,14 @@ async def problems(db: Database, ledger: Ledger) -> list[Problem]:
     found += [
         Problem("ledger_attempts", str(number), f"{request} #{attempt}: open, its process is gone")
         for number, request, attempt in await db.read(_DEAD, (ledger.epoch,))
+    ]
+    found += [
+        Problem(
+            "request_log",
+            request,
+            f"logged as ${format_usd(cost)}, booked as ${format_usd(booked)}",
+        )
+        for request, cost, booked in await db.read(_LOGGED)
     ]
     return found
 

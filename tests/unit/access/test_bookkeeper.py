@@ -173,6 +173,30 @@ async def test_verify_names_the_row_that_was_tampered_with(
     assert any(p.table == table and p.row == row and text in p.text for p in problems), problems
 
 
+async def test_verify_compares_the_request_log_with_the_books(ledger, books, db):
+    await spent(ledger, 40, request="right")
+    await spent(ledger, 40, request="wrong")
+    columns = [row[1:3] for row in await db.read("PRAGMA table_info(request_log)")]
+
+    def log(seq, request_id, cost):
+        values = dict.fromkeys((name for name, _ in columns), 0)
+        values |= {"seq": seq, "request_id": request_id, "cost": cost}
+        names = ", ".join(values)
+        marks = ", ".join(f":{name}" for name in values)
+        return lambda tx: tx.execute(f"INSERT INTO request_log ({names}) VALUES ({marks})", values)
+
+    await db.write(log(1, "right", 40))
+    await db.write(log(2, "refused", 0))
+    await db.write(log(3, "unpriced", None))
+    assert await books.verify() == []
+    await db.write(log(4, "wrong", 41))
+    await db.write(log(5, "never booked", 7))
+    assert [(one.table, one.row, one.text) for one in await books.verify()] == [
+        ("request_log", "wrong", "logged as $0.000000041, booked as $0.00000004"),
+        ("request_log", "never booked", "logged as $0.000000007, booked as $0.00"),
+    ]
+
+
 async def test_verify_while_money_is_being_spent(ledger, books):
     async with ledger.spend(BUDGET, "r", 1, PRICED, most(100)) as hold:
         assert await books.verify() == []
