@@ -93,9 +93,9 @@ class Audit:
             if not rows:
                 return seen, None
             for row in rows:
-                if seen and row[0] != last + 1:
+                if row[0] != last + 1:
                     return seen, ChainBreak(row[0], f"row {last + 1} is missing")
-                if (seen or row[0] == 1) and row[10] != previous:
+                if row[10] != previous:
                     return seen, ChainBreak(row[0], "it does not follow the row before it")
                 if _digest(dict(zip(_NAMES, row, strict=True))) != row[11]:
                     return seen, ChainBreak(row[0], "its content was changed")
