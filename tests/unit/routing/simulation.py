@@ -159,6 +159,8 @@ class Simulation:
         match step:
             case Wait(seconds):
                 self.expect(self.clock.monotonic() + seconds < run.deadline, "waits too long")
+                self.count_retry(self.clock.monotonic())
+                run.granted = True
                 self.later(seconds, self.go_on, run)
             case Stop(error):
                 self.outcomes[error.status] += 1
@@ -177,7 +179,8 @@ class Simulation:
         circuit = self.router.health.rows([name])[0]["circuit"]
         self.expect(circuit != "open", "call to an open circuit", name)
         if name in run.failed_at:
-            self.count_retry(now)
+            self.expect(run.granted, "a retry that was not granted", name)
+            run.granted = False
         self.seen[f"attempt {step.number}"] += 1
         self.seen[circuit] += 1
         self.note(run.asked.request_id, step.candidate.model_id, step.number)
@@ -194,8 +197,7 @@ class Simulation:
             self.retries.popleft()
         self.retries.append(now)
         self.seen["retry"] += 1
-        # A retry was granted up to a second before it starts: the back-off lies between.
-        allowed = max(3, 0.1 * len(self.requests) + 1)
+        allowed = max(3, 0.1 * len(self.requests))
         self.expect(len(self.retries) <= allowed, "over the retry budget", len(self.retries))
 
     def ended(self, run, step, error):
@@ -224,6 +226,7 @@ class Run:
         self.asked = asked
         self.deadline = deadline
         self.calls = 0
+        self.granted = False
         self.failed_at = set()
 
 
