@@ -21,6 +21,7 @@ from tokenhub.access.limits import AddressLimiter, KeyLimits
 from tokenhub.core.clock import SystemClock
 from tokenhub.core.errors import HubError
 from tokenhub.core.money import parse_usd
+from tokenhub.credentials import CredentialsFile
 from tokenhub.gateway.lanes import Lanes
 from tokenhub.gateway.pipeline import Pipeline
 from tokenhub.gateway.settle import entry_of, publish
@@ -142,6 +143,8 @@ class App:
         app.catalog = CatalogStore(db, clock, app.prices, demo=settings.demo)
         app.catalog.listen(lambda catalog: app.router.update(catalog=catalog))
         app.catalog.load()
+        credentials = CredentialsFile(app.catalog, app.vault, app.audit)
+        await credentials.load(settings.credentials_file)
         await app.router.rebuild()
         app.bus = EventBus(clock)
         app.journal = Journal(db, asyncio.get_running_loop().call_later, app.keys.name_of)

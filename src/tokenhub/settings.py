@@ -19,7 +19,18 @@ MODES = ("cheap", "normal", "high_confidence", "planning", "adversarial", "thomp
 LEVELS = ("debug", "info", "warn", "error")
 
 # Read by tokenhubctl, make or compose, not by the server.
-_FOREIGN = {"URL", "API_KEY", "OUTPUT", "PORT", "NEW_VAULT_PASSWORD", "CACHE_DIR", "FUZZ"}
+_FOREIGN = {
+    "URL",
+    "API_KEY",
+    "OUTPUT",
+    "PORT",
+    "BIND",
+    "REAL",
+    "CRASH_CYCLES",
+    "NEW_VAULT_PASSWORD",
+    "CACHE_DIR",
+    "FUZZ",
+}
 
 
 class SettingsError(Exception):
@@ -33,6 +44,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     listen_port: int
     data_dir: Path
     db_dsn: str
+    credentials_file: Path
     log_level: str = "info"
     admin_token: str = ""
     vault_enabled: bool = True
@@ -153,6 +165,7 @@ VARIABLES = (
     Variable("LISTEN_ADDR", _address, "127.0.0.1:8080", "address and port to listen on"),
     Variable("DATA_DIR", _path, "~/.tokenhub", "folder of all files; /data in the container"),
     Variable("DB_DSN", str, "file:<data dir>/tokenhub.sqlite", "where the database is"),
+    Variable("CREDENTIALS_FILE", _path, "<data dir>/credentials", "added once at start, 0600"),
     Variable("LOG_LEVEL", _one_of(*LEVELS), "info", "debug, info, warn or error"),
     Variable("ADMIN_TOKEN", _token, "", "admin token; made and kept in the data dir when unset"),
     Variable("VAULT_ENABLED", _flag, "true", "whether provider credentials can be stored"),
@@ -210,6 +223,7 @@ def read_settings(environ: Mapping[str, str], home: Path | None = None) -> Setti
         listen_port=port,
         data_dir=data_dir,
         db_dsn=dsn,
+        credentials_file=found.pop("credentials_file", data_dir / "credentials"),
         warnings=_unknown(environ),
         **found,
     )

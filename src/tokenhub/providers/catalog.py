@@ -13,6 +13,7 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import asdict, replace
 
 from tokenhub.core.catalog import Catalog, Model, Prices, Provider
+from tokenhub.core.decision import AUTO
 from tokenhub.core.errors import Conflict, InvalidRequest, NotFound
 from tokenhub.core.money import format_per_1k, parse_per_1k
 from tokenhub.providers.egress import parse_base_url
@@ -117,6 +118,16 @@ class CatalogStore:
             model = _model_of(row)
             self._models[model.id] = model
         self._publish()
+
+    @property
+    def stored_providers(self) -> frozenset[str]:
+        """The ids in the store; the built-in demo is not among them."""
+        return frozenset(self._providers)
+
+    @property
+    def stored_models(self) -> frozenset[str]:
+        """The ids in the store; the built-in demo is not among them."""
+        return frozenset(self._models)
 
     def listen(self, listener: Callable[[Catalog], None]) -> None:
         """Call ``listener`` with each new catalog."""
@@ -380,6 +391,10 @@ class CatalogStore:
                 raise InvalidRequest("`id` cannot be changed.", param="id")
             if before is None:
                 raise _unknown("model", id, self._models)
+        elif model_id == AUTO or model_id.startswith(f"{AUTO}:"):
+            raise InvalidRequest(
+                f"`id` {AUTO} asks for routing; a model cannot be called so.", param="id"
+            )
         elif not _MODEL_ID.match(model_id):
             raise InvalidRequest(
                 "`id` must start with a letter or digit; 1 to 200 letters, digits or ._:/@+-.",
