@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tokenhubctl import address, cells
-from tokenhubctl.arguments import json_object
+from tokenhubctl.arguments import json_object, json_text
 from tokenhubctl.command import noun, pass_session
 from tokenhubctl.completion import ids
 from tokenhubctl.errors import FAILED
@@ -75,38 +75,68 @@ def set_(session: Session, model: str, json_: str) -> View:
     """Set the prices of a model.
 
     JSON (or - for stdin, or @file): dollars per 1000 tokens as input_per_1k, output_per_1k,
-    cached_read_per_1k, cached_write_per_1k. An explicit 0 means free.
+    cached_read_per_1k, cached_write_per_1k. An explicit 0 means free; null for input and output
+    takes the shipped catalogue's prices again.
     """
     body = json_object(json_, "prices")
     answer = session.change("PUT", address.path("prices", model), body)
     return done(answer, f"Prices of {model} saved.")
 
 
+OVERWRITE = click.option("--overwrite", is_flag=True, help="Also change prices set by hand.")
+
+
 @prices.command("import")
 @click.argument("file")
+@OVERWRITE
 @pass_session
-def import_(session: Session, file: str) -> View:
+def import_(session: Session, file: str, *, overwrite: bool) -> View:
     """Import a price list (also LiteLLM's format).
 
-    FILE is a path, or - for stdin. Nothing is downloaded.
+    FILE is a path, or - for stdin: what `prices list -o json` prints, or LiteLLM's price map.
+    Registered models take over its prices; those set by hand stay. Nothing is downloaded.
     """
-    answer = session.change("POST", address.path("prices", "import"), _price_list(file))
+    answer = session.change("POST", _target(overwrite=overwrite), _price_list(file))
+    _remark(session, answer)
     return done(answer, f"Prices imported: {answer.get('changed', 0)} changed.")
 
 
 @prices.command("diff")
 @click.argument("file")
+@OVERWRITE
 @pass_session
-def diff(session: Session, file: str) -> View:
+def diff(session: Session, file: str, *, overwrite: bool) -> View:
     """What an import would change.
 
     Ends with 0 when nothing would change, with 1 when something would.
     """
-    target = address.path("prices", "import") + address.query([("dry_run", "true")])
+    target = _target(dry_run=True, overwrite=overwrite)
     answer = session.call("POST", target, _price_list(file))
+    _remark(session, answer)
     changes = answer.get("changes") or []
     return rows(changes, CHANGES, exit_code=FAILED if changes else 0)
 
 
+def _target(*, dry_run: bool = False, overwrite: bool = False) -> str:
+    asked = [("dry_run", dry_run), ("overwrite", overwrite)]
+    flags = [(name, "true") for name, flag in asked if flag]
+    return address.path("prices", "import") + address.query(flags)
+
+
+def _remark(session: Session, answer: dict[str, Any]) -> None:
+    """What an import leaves as it is, or cannot keep: a person should know."""
+    if kept := answer.get("kept"):
+        names = ", ".join(map(str, kept))
+        session.note(f"note: set by hand, so they stay (--overwrite changes them): {names}")
+    if simplified := answer.get("simplified"):
+        names = ", ".join(map(str, simplified))
+        session.note(f"note: the list has further prices that are not kept (tiers, ...): {names}")
+
+
 def _price_list(file: str) -> bytes:
-    return json_object("-" if file == "-" else "@" + file.removeprefix("@"), "price list")
+    """The file as it is; the bare list that `prices list -o json` prints gets its name."""
+    given = "-" if file == "-" else "@" + file.removeprefix("@")
+    text = json_text(given, "price list")
+    if text.lstrip().startswith("["):
+        text = f'{{"prices": {text}}}'
+    return json_object(text, "price list")
