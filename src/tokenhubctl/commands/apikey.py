@@ -46,6 +46,7 @@ KEYS = Layout(
         Column("ROTATION DAYS", "rotation_days", cells.number, wide=True),
         Column("RPS", "rate_limit_rps", cells.number, wide=True),
         Column("BUDGET RESET", "budget_reset_at", cells.time, wide=True),
+        Column("OVERRUN", "overrun_usd", cells.money, wide=True),
     ),
     key="id",
     empty="No API keys. Create one with: tokenhubctl apikey create '<json>'",

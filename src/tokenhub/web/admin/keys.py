@@ -97,4 +97,5 @@ class KeyAdmin:
         return row | {
             "current_spend_usd": usd(month.spent if month else 0),
             "reserved_usd": usd(month.reserved if month else 0),
+            "overrun_usd": usd(month.overrun if month else 0),
         }
