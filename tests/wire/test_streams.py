@@ -276,6 +276,19 @@ def test_after_the_protocols_end_nothing_counts(name):
     assert first
 
 
+@pytest.mark.parametrize("name", ["openai/tools", "anthropic/tools"])
+def test_only_a_calls_first_piece_names_it(name):
+    out = b"".join(run(relay_for(name), [stream(name)]))
+    deltas = [choice.delta for chunk in chunks(out) for choice in chunk.choices]
+    pieces = [call for delta in deltas for call in delta.tool_calls or []]
+    named = [(call.index, call.id, call.type) for call in pieces]
+    calls = WHOLE[name][2]
+    assert [entry for entry in named if entry[1] is not None] == [
+        (index, call[0], "function") for index, call in enumerate(calls)
+    ]
+    assert all(entry[2] is None for entry in named if entry[1] is None)
+
+
 def test_usage_counts_the_cached_tokens_in():
     relay = relay_for("anthropic/cached")
     run(relay, [stream("anthropic/cached")])

@@ -28,7 +28,7 @@ _QUOTA = re.compile(
     re.IGNORECASE,
 )
 _CONTEXT = re.compile(
-    r"context_length_exceeded|exceed_context_size|context length|context limit|context window|context size"
+    r"context_length_exceeded|exceed_context_size|context (length|limit|window|size)"
     r"|maximum context|prompt is too long|prompt_too_long|input is too long|input too long"
     r"|too many (input |prompt )?tokens|input tokens exceed|string_above_max_length"
     r"|request_too_large|reduce the length of",

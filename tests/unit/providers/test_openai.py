@@ -179,6 +179,12 @@ def test_usage_by_kind():
     assert (usage.audio_in, usage.audio_out, usage.image_in) == (5, 1, 7)
 
 
+def test_more_cached_than_there_was_is_cut_to_the_prompt():
+    details = {"cached_tokens": 60, "cache_write_tokens": 5}
+    usage = read_usage({"prompt_tokens": 50, "prompt_tokens_details": details})
+    assert (usage.prompt, usage.cached_read, usage.cached_write) == (50, 50, 0)
+
+
 def test_reasoning_beside_the_completion_is_added():
     raw = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 35}
     usage = read_usage(raw | {"completion_tokens_details": {"reasoning_tokens": 20}})
@@ -288,3 +294,9 @@ def test_any_text_in_any_reads_arrives_whole_and_is_counted(words, places):
     assert out + relay.finish() == data
     assert relay.content_bytes == len("".join(words).encode())
     assert relay.malformed == 0
+
+
+def test_every_provider_type_has_its_adapter():
+    assert ADAPTERS.keys() == {"openai", "anthropic", "vllm", "demo"}
+    assert {adapter.dialect for adapter in ADAPTERS.values()} == {"openai", "anthropic"}
+    assert ADAPTERS["openai"].notes(parse_chat(json.dumps(BODY).encode()), target()) == []
