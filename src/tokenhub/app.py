@@ -22,6 +22,7 @@ from tokenhub.core.clock import SystemClock
 from tokenhub.core.errors import HubError
 from tokenhub.core.money import parse_usd
 from tokenhub.credentials import CredentialsFile
+from tokenhub.gateway.hedge import Hedging
 from tokenhub.gateway.lanes import Lanes
 from tokenhub.gateway.pipeline import Pipeline
 from tokenhub.gateway.settle import entry_of, publish
@@ -205,6 +206,8 @@ class App:
                 connect=settings.connect_timeout_secs, idle=settings.idle_timeout_secs
             ),
             deadline_s=settings.provider_timeout_secs,
+            first_token_s=settings.first_token_timeout_secs,
+            hedging=_hedging(settings),
             observers=[self._observe],
         )
 
@@ -316,6 +319,12 @@ class App:
         if due < float("inf"):
             later = asyncio.get_running_loop().call_later
             self._timers["idle"] = later(max(due, 1.0), self._check_idle)
+
+
+def _hedging(settings: Settings) -> Hedging | None:
+    if not settings.hedge_after_ms:
+        return None
+    return Hedging(settings.hedge_after_ms / 1000, settings.max_hedged_providers)
 
 
 def _routing_base(settings: Settings) -> RoutingSettings:

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from msgspec.structs import replace
 
 from tokenhub.core.errors import FailureClass, ProviderError, TransportError
-from tokenhub.gateway.call import Answer
+from tokenhub.gateway.call import ATTEMPTS, Answer
 from tokenhub.gateway.relay import Relay
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tokenhub.access.hold import Hold
     from tokenhub.access.ledger import Ledger
     from tokenhub.core.bounds import Measure
     from tokenhub.core.chat import ChatRequest
+    from tokenhub.core.clock import Clock
     from tokenhub.gateway.call import Call, ClientStream
     from tokenhub.gateway.lanes import Lane, Lanes
     from tokenhub.providers.upstream import Answer as Upstream
-    from tokenhub.providers.upstream import Timeouts
+    from tokenhub.providers.upstream import Timeouts, UpstreamRequest
     from tokenhub.routing.retry import Failover, Try
 
 EVENT_STREAM = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
 )
+
+_PLAIN = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
 # After these the provider may have worked, and will bill for it.
 _MAYBE_BILLED = frozenset({FailureClass.TIMEOUT, FailureClass.RESET, FailureClass.GARBAGE})
@@ -34,6 +40,7 @@ class Attempt:
     """One try.
 
     Args:
+        clock: tells how long the provider was waited for.
         call: the request it belongs to.
         chat, size: what is asked, and how large that is.
         plan, step: the failover it is part of.
@@ -41,11 +48,21 @@ class Attempt:
 
     Attributes:
         cost: what it came to in nano-dollars, however it ended; None while unknown.
+        on_content: called when an answer has come, before the client gets any of it; what it
+            raises ends the attempt.
     """
 
     def __init__(
-        self, call: Call, chat: ChatRequest, size: Measure, plan: Failover, step: Try, lanes: Lanes
+        self,
+        clock: Clock,
+        call: Call,
+        chat: ChatRequest,
+        size: Measure,
+        plan: Failover,
+        step: Try,
+        lanes: Lanes,
     ) -> None:
+        self._clock = clock
         self._call = call
         self._chat = chat
         self._size = size
@@ -54,18 +71,39 @@ class Attempt:
         self._lanes = lanes
         self._lane: Lane
         self._hold: Hold | None = None
+        self.on_content: Callable[[], None] | None = None
+        call.tries = step.number
 
     @property
     def cost(self) -> int | None:  # noqa: D102  # see the class
         return None if self._hold is None else self._hold.cost
 
+    def beside(self) -> Attempt | None:
+        """The same at a provider that has not been asked; None if there is none."""
+        step = self._plan.hedge()
+        if step is None:
+            return None
+        return Attempt(
+            self._clock, self._call, self._chat, self._size, self._plan, step, self._lanes
+        )
+
     async def run(self, ledger: Ledger, timeouts: Timeouts) -> Answer | None:
-        """Ask the provider and give its answer to the client.
+        """Ask the provider, give its answer to the client, tell the plan how it ended.
 
         Raises:
             ProviderError: it failed and the client has got nothing, so another may be asked.
             HubError: the request cannot be sent, to anybody or for this money.
         """
+        try:
+            return await self._ask(ledger, timeouts)
+        except ProviderError as error:
+            self._plan.failed(self._step, error, self.cost)
+            raise
+        except BaseException:
+            self._plan.cancelled(self._step, self.cost)
+            raise
+
+    async def _ask(self, ledger: Ledger, timeouts: Timeouts) -> Answer | None:
         call, chat, step = self._call, self._chat, self._step
         model = step.candidate.model
         lane = self._lane = self._lanes.to(model)
@@ -78,9 +116,7 @@ class Attempt:
             self._hold = hold
             hold.note(sent=True)
             try:
-                answer = await lane.upstream.send(
-                    lane.origin, request, self._limits(timeouts), stream=chat.stream
-                )
+                answer = await self._send(request, self._limits(timeouts))
                 if answer.status != 200:
                     body = await answer.read()
                     raise lane.adapter.failure(answer.status, answer.headers, body)
@@ -96,6 +132,15 @@ class Attempt:
                 _refund(error, hold)
                 raise
 
+    async def _send(self, request: UpstreamRequest, timeouts: Timeouts) -> Upstream:
+        lane, asked = self._lane, self._clock.monotonic()
+        try:
+            return await lane.upstream.send(
+                lane.origin, request, timeouts, stream=self._chat.stream
+            )
+        finally:
+            self._call.upstream_s += self._clock.monotonic() - asked
+
     def _limits(self, timeouts: Timeouts) -> Timeouts:
         step = self._step
         return replace(timeouts, first_byte=step.first_token_s, total=step.left_s)
@@ -104,6 +149,8 @@ class Attempt:
         lane, chat = self._lane, self._chat
         assert answer.body is not None
         reply = lane.adapter.reply(chat, lane.target, answer.body, answer.headers)
+        if self.on_content is not None:
+            self.on_content()
         hold.note(content_bytes=reply.content_bytes, usage=reply.usage)
         await hold.settle()
         self._plan.succeeded(self._step, hold.cost)
@@ -113,10 +160,13 @@ class Attempt:
     async def _stream(self, answer: Upstream, hold: Hold) -> None:
         call, lane, step = self._call, self._lane, self._step
         wire = lane.adapter.relay(self._chat, lane.target)
-        relay = Relay(answer, wire, self._open_stream, step.first_token_s)
+        began = self._clock.monotonic()
+        waited = began - step.started
+        relay = Relay(answer, wire, self._open_stream, step.first_token_s, waited)
         try:
             await relay.run()
         finally:
+            call.upstream_s += self._clock.monotonic() - began
             # Also when the client leaves: what was generated so far is what it costs.
             hold.note(content_bytes=wire.content_bytes, usage=wire.usage)
             call.malformed = wire.malformed
@@ -131,6 +181,8 @@ class Attempt:
         relay.finish()
 
     def _open_stream(self) -> ClientStream:
+        if self.on_content is not None:
+            self.on_content()
         self._plan.first_token(self._step)
         self._call.streamed = True
         self._call.ttft_ms = self._step.ttft_ms
@@ -140,13 +192,17 @@ class Attempt:
         candidate = self._step.candidate
         decision = self._call.decision
         assert decision is not None
-        return [
+        headers = [
             (b"x-tokenhub-model", candidate.model_id.encode()),
             (b"x-tokenhub-provider", candidate.provider_id.encode()),
             (b"x-tokenhub-reason", decision.reason.encode()),
-            (b"x-tokenhub-attempts", b"%d" % self._step.number),
+            (ATTEMPTS, b"%d" % self._call.tries),
             *self._lane.adapter.notes(self._chat, self._lane.target),
         ]
+        if decision.alias:
+            # Its name is free text, and a header is not.
+            headers.append((b"x-alias-from", quote(decision.alias, safe=_PLAIN).encode()))
+        return headers
 
 
 def _refund(error: ProviderError, hold: Hold) -> None:

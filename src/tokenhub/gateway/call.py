@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 CLIENT_LEFT = 499  # as web servers log it
+ATTEMPTS = b"x-tokenhub-attempts"
 
 
 class ClientStream(Protocol):
@@ -73,6 +74,7 @@ class Call:
         started_ms, began: wall time and monotonic seconds of its start.
         decision: candidates and why, None until decided.
         attempts: every try, in order, as it ended.
+        tries: how many were begun.
         model_id, provider_id: who answered, "" if nobody.
         usage: tokens of the answer given, None if none was.
         status: HTTP status the client got; 499 when it left first.
@@ -81,6 +83,7 @@ class Call:
         streamed: whether bytes of a stream went to the client.
         malformed: events of the stream that were dropped.
         ended: monotonic seconds of its end.
+        upstream_s: seconds of it spent waiting for providers.
     """
 
     __slots__ = (
@@ -101,7 +104,9 @@ class Call:
         "started_ms",
         "status",
         "streamed",
+        "tries",
         "ttft_ms",
+        "upstream_s",
         "usage",
     )
 
@@ -116,6 +121,7 @@ class Call:
         self.chat: ChatRequest | None = None
         self.decision: Decision | None = None
         self.attempts: list[Attempt] = []
+        self.tries = 0
         self.model_id = ""
         self.provider_id = ""
         self.usage: Usage | None = None
@@ -127,6 +133,7 @@ class Call:
         self.ttft_ms: float | None = None
         self.streamed = False
         self.ended = 0.0
+        self.upstream_s = 0.0
 
     @property
     def cost(self) -> int | None:
@@ -148,11 +155,12 @@ class Call:
         self.error = failure.message
 
     def failed(self, error: BaseException) -> None:
-        """The client got an error, or left."""
+        """The client gets an error, which says how many attempts were made, or it has left."""
         if isinstance(error, HubError):
             self.status = error.status
             self.error_class = error.code or error.type
             self.error = error.message
+            error.headers = (*error.headers, (ATTEMPTS, b"%d" % self.tries))
         elif isinstance(error, asyncio.CancelledError):
             self.status = CLIENT_LEFT
             self.error_class = FailureClass.CANCELLED

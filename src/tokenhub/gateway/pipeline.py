@@ -20,6 +20,7 @@ from tokenhub.core.decision import RouteQuery
 from tokenhub.core.errors import ProviderError
 from tokenhub.gateway.attempt import Attempt
 from tokenhub.gateway.call import Call
+from tokenhub.gateway.hedge import race
 from tokenhub.gateway.intent import chat_intent
 from tokenhub.gateway.native import native_intent
 from tokenhub.routing.retry import Stop, Try, Wait
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from tokenhub.core.clock import Clock
     from tokenhub.core.decision import Decision
     from tokenhub.gateway.call import Answer, ClientRequest
+    from tokenhub.gateway.hedge import Hedging
     from tokenhub.gateway.intent import Intent
     from tokenhub.gateway.lanes import Lanes
     from tokenhub.providers.upstream import Timeouts
@@ -55,10 +57,12 @@ class Pipeline:
         lanes: the ways to the providers.
         timeouts: connect and idle; first byte and total are set per attempt.
         deadline_s: for a whole request, all attempts together.
+        first_token_s: for a stream's first content, where the model sets no limit of its own.
+        hedging: when to ask a second provider beside the first; None = never.
         observers: told of each call when it is over; they must not wait.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # the parts list
         self,
         *,
         clock: Clock,
@@ -68,6 +72,8 @@ class Pipeline:
         lanes: Lanes,
         timeouts: Timeouts,
         deadline_s: float,
+        first_token_s: float,
+        hedging: Hedging | None = None,
         observers: Iterable[Callable[[Call], None]] = (),
     ) -> None:
         self._clock = clock
@@ -77,6 +83,8 @@ class Pipeline:
         self._lanes = lanes
         self._timeouts = timeouts
         self._deadline_s = deadline_s
+        self._first_token_s = first_token_s
+        self._hedging = hedging
         self._observers = tuple(observers)
 
     async def chat(self, request: ClientRequest, grant: Grant) -> Answer | None:
@@ -142,23 +150,27 @@ class Pipeline:
     async def _dispatch(
         self, call: Call, chat: ChatRequest, size: Measure, decision: Decision
     ) -> Answer | None:
-        plan = self._router.failover(decision, deadline=call.began + self._deadline_s)
+        plan = self._router.failover(
+            decision, deadline=call.began + self._deadline_s, first_token_s=self._first_token_s
+        )
         call.attempts = plan.attempts
         while True:
             match plan.next():
                 case Try() as step:
-                    attempt = Attempt(call, chat, size, plan, step, self._lanes)
+                    attempt = Attempt(self._clock, call, chat, size, plan, step, self._lanes)
                     try:
-                        return await attempt.run(self._ledger, self._timeouts)
-                    except ProviderError as error:
-                        plan.failed(step, error, attempt.cost)
-                    except BaseException:
-                        plan.cancelled(step, attempt.cost)
-                        raise
+                        return await self._make(attempt)
+                    except ProviderError:
+                        continue  # the plan has been told
                 case Wait(seconds):
                     await asyncio.sleep(seconds)
                 case Stop(error):
                     raise error
+
+    async def _make(self, attempt: Attempt) -> Answer | None:
+        if self._hedging is None:
+            return await attempt.run(self._ledger, self._timeouts)
+        return await race(attempt, lambda one: one.run(self._ledger, self._timeouts), self._hedging)
 
     def _settle(self, call: Call) -> None:
         call.ended = self._clock.monotonic()

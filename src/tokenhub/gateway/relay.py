@@ -25,7 +25,8 @@ class Relay:
         answer: the provider's answer, status 200, body not yet read.
         wire: turns its bytes into bytes for the client.
         open_stream: sends the head to the client.
-        first_token: seconds until the first content must be there.
+        first_token: seconds from the attempt's start until the first content must be there.
+        waited: how many of them are over.
     """
 
     def __init__(
@@ -34,11 +35,13 @@ class Relay:
         wire: StreamRelay,
         open_stream: Callable[[], ClientStream],
         first_token: float,
+        waited: float,
     ) -> None:
         self._answer = answer
         self._wire = wire
         self._open_stream = open_stream
         self._first_token = first_token
+        self._waited = waited
         self._silent = False
         self._tail = b""
         self.stream: ClientStream | None = None
@@ -50,7 +53,8 @@ class Relay:
         Raises:
             ProviderError: it failed before any content; nothing was sent to the client.
         """
-        timer = asyncio.get_running_loop().call_later(self._first_token, self._too_silent)
+        left = self._first_token - self._waited
+        timer = asyncio.get_running_loop().call_later(left, self._too_silent)
         try:
             await self._answer.relay(self._feed)
             self._tail = self._wire.finish()
