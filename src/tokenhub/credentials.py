@@ -15,7 +15,7 @@ import msgspec
 
 from tokenhub.core.errors import HubError
 from tokenhub.core.fields import decode_fields
-from tokenhub.providers.catalog import ModelFields, ProviderFields
+from tokenhub.providers.catalog_fields import ModelFields, ProviderFields
 from tokenhub.web.admin.providers import secret_name
 
 if TYPE_CHECKING:

@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
-import re
-from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import msgspec
-from msgspec import UNSET, UnsetType
-from msgspec.structs import asdict, replace
+from msgspec.structs import replace
 
 from tokenhub.core.catalog import Catalog, Model, Prices, Provider
-from tokenhub.core.decision import AUTO
-from tokenhub.core.errors import Conflict, InvalidRequest, NotFound
-from tokenhub.core.money import format_per_1k, parse_per_1k
-from tokenhub.providers.egress import parse_base_url
+from tokenhub.core.errors import Conflict
+from tokenhub.core.money import parse_per_1k
+from tokenhub.providers.catalog_fields import (
+    ModelFields,
+    ProviderChange,
+    ProviderFields,
+    check_model,
+    check_provider,
+    unknown,
+)
+from tokenhub.providers.catalog_rows import (
+    MODEL_COLUMNS,
+    MODEL_UPSERT,
+    PROVIDER_COLUMNS,
+    PROVIDER_UPSERT,
+    model_of,
+    model_row,
+    provider_of,
+    provider_row,
+    public_model,
+    public_provider,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from tokenhub.core.clock import Clock
     from tokenhub.storage.database import Also, Database, Transaction
-
-TYPES = ("openai", "anthropic", "vllm", "demo")
-DEFAULT_BASE_URL = {"openai": "https://api.openai.com", "anthropic": "https://api.anthropic.com"}
-API_VERSIONS = ("", "2023-06-01", "2026-10-21")
-PRICES = ("input_per_1k", "output_per_1k", "cached_read_per_1k", "cached_write_per_1k")
-PRICING_SOURCES = ("manual", "catalogue", "litellm", "provider")
-
-_PROVIDER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
-_MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}\Z")
-_MAX_TOKENS = 1_000_000_000
 
 DEMO_PROVIDER = Provider(id="demo", type="demo", source="runtime", origin="demo:")
 
@@ -43,51 +46,6 @@ class PriceBook(Protocol):
     def find(self, provider_type: str, model: str, base_url: str = "") -> Prices | None:
         """The catalogue's prices, or None where it does not know the model."""
         ...
-
-
-class ProviderFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """What may be said of a provider; a field left out stays as it is."""
-
-    id: str | UnsetType = UNSET
-    type: str | UnsetType = UNSET
-    base_url: str | UnsetType = UNSET
-    enabled: bool | UnsetType = UNSET
-    api_key: str | UnsetType | None = UNSET
-    cred_store: str | UnsetType = UNSET
-    api_version: str | UnsetType = UNSET
-
-    def __repr__(self) -> str:
-        """Without the key."""
-        return f"ProviderFields(id={self.id!r})"
-
-
-class ModelFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """What may be said of a model; a field left out stays as it is."""
-
-    id: str | UnsetType = UNSET
-    provider_id: str | UnsetType = UNSET
-    weight: int | UnsetType = UNSET
-    max_context_tokens: int | UnsetType = UNSET
-    max_output_tokens: int | UnsetType = UNSET
-    input_per_1k: Decimal | UnsetType | None = UNSET
-    output_per_1k: Decimal | UnsetType | None = UNSET
-    cached_read_per_1k: Decimal | UnsetType | None = UNSET
-    cached_write_per_1k: Decimal | UnsetType | None = UNSET
-    pricing_source: str | UnsetType = UNSET
-    enabled: bool | UnsetType = UNSET
-    upstream_name: str | UnsetType = UNSET
-    first_token_ms: int | UnsetType = UNSET
-    tools: bool | UnsetType = UNSET
-    images: bool | UnsetType = UNSET
-
-
-class ProviderChange(msgspec.Struct, frozen=True):
-    """A checked change, ready to be saved."""
-
-    before: Provider | None
-    after: Provider
-    credential: str | None  # the new key
-    drops_credential: bool  # the stored key must go
 
 
 class CatalogStore:
@@ -111,11 +69,11 @@ class CatalogStore:
 
     def load(self) -> None:
         """Read everything; at start only (it blocks)."""
-        for row in self._db.read_now(f"SELECT {_PROVIDER_COLUMNS} FROM providers"):  # noqa: S608
-            provider = _provider_of(row)
+        for row in self._db.read_now(f"SELECT {PROVIDER_COLUMNS} FROM providers"):  # noqa: S608
+            provider = provider_of(row)
             self._providers[provider.id] = provider
-        for row in self._db.read_now(f"SELECT {_MODEL_COLUMNS} FROM models"):  # noqa: S608
-            model = _model_of(row)
+        for row in self._db.read_now(f"SELECT {MODEL_COLUMNS} FROM models"):  # noqa: S608
+            model = model_of(row)
             self._models[model.id] = model
         self._publish()
 
@@ -141,7 +99,7 @@ class CatalogStore:
         """
         found = self.current.providers.get(provider_id)
         if found is None:
-            raise _unknown("provider", provider_id, self.current.providers)
+            raise unknown("provider", provider_id, self.current.providers)
         return found
 
     def model(self, model_id: str) -> Model:
@@ -152,7 +110,7 @@ class CatalogStore:
         """
         found = self.current.models.get(model_id)
         if found is None:
-            raise _unknown("model", model_id, self.current.models)
+            raise unknown("model", model_id, self.current.models)
         return found
 
     def check_provider(self, fields: ProviderFields, *, id: str | None = None) -> ProviderChange:  # noqa: A002
@@ -161,97 +119,7 @@ class CatalogStore:
         Raises:
             InvalidRequest, NotFound, Conflict: naming the field and the way out.
         """
-        provider_id = self._provider_id(fields, id)
-        before = self._providers.get(provider_id)
-        if before is None and id is not None:
-            raise _unknown("provider", provider_id, self._providers)
-        kind = _given(fields.type, before.type if before else "openai")
-        if kind not in TYPES:
-            raise InvalidRequest(
-                f"`type` must be one of {', '.join(TYPES)}.",
-                param="type",
-                hint="Any OpenAI-compatible server is type `vllm` with its base_url.",
-            )
-        base_url = _given(fields.base_url, before.base_url if before else "")
-        base_url = base_url or DEFAULT_BASE_URL.get(kind, "")
-        origin = "demo:"
-        if kind != "demo":
-            if not base_url:
-                raise InvalidRequest("`base_url` is missing.", param="base_url")
-            parsed = parse_base_url(base_url)
-            base_url, origin = parsed.url, parsed.origin
-        elif base_url:
-            raise InvalidRequest("A demo provider has no `base_url`.", param="base_url")
-        version = _given(fields.api_version, before.api_version if before else "")
-        if version not in API_VERSIONS:
-            raise InvalidRequest(
-                f"`api_version` must be one of {', '.join(API_VERSIONS[1:])}.", param="api_version"
-            )
-        credential, drops, store = self._credential(fields, before, origin)
-        after = Provider(
-            id=provider_id,
-            type=kind,
-            base_url=base_url,
-            enabled=_given(fields.enabled, before.enabled if before else True),
-            cred_store=store,
-            api_version=version,
-            origin=origin,
-        )
-        return ProviderChange(before, after, credential, drops)
-
-    def _provider_id(self, fields: ProviderFields, id: str | None) -> str:  # noqa: A002
-        given: str = _given(fields.id, id or "")
-        if not given:
-            raise InvalidRequest("The field `id` is missing.", param="id")
-        if id is not None and given != id:
-            raise InvalidRequest("`id` cannot be changed.", param="id")
-        if id is None and not _PROVIDER_ID.match(given):
-            raise InvalidRequest(
-                "`id` must be 1 to 128 letters, digits, dots, dashes or underscores.", param="id"
-            )
-        return given
-
-    @staticmethod
-    def _credential(
-        fields: ProviderFields, before: Provider | None, origin: str
-    ) -> tuple[str | None, bool, str]:
-        had = before is not None and before.cred_store == "vault"
-        asked = fields.cred_store
-        if asked is not UNSET and asked not in {"vault", "none"}:
-            raise InvalidRequest("`cred_store` must be vault or none.", param="cred_store")
-        if isinstance(fields.api_key, str):
-            if not fields.api_key.strip() or not fields.api_key.isprintable():
-                raise InvalidRequest(
-                    "`api_key` must be one line of visible characters.",
-                    param="api_key",
-                    hint="To remove the stored key, send null.",
-                )
-            if not fields.api_key.isascii():
-                raise InvalidRequest("`api_key` must be ASCII text.", param="api_key")
-            if asked == "none":
-                raise InvalidRequest(
-                    "`api_key` and `cred_store` none exclude each other.", param="cred_store"
-                )
-            return fields.api_key, False, "vault"
-        if fields.api_key is None or asked == "none":
-            return None, had, "none"
-        if not had:
-            if asked == "vault":
-                raise InvalidRequest(
-                    "`cred_store` is vault, but no key is stored.",
-                    param="cred_store",
-                    hint="Send `api_key` too.",
-                )
-            return None, False, "none"
-        if before is not None and before.origin != origin:
-            raise Conflict(
-                f"The stored key of provider `{before.id}` is bound to {before.origin}; "
-                f"it is not sent to {origin}.",
-                code="credential_rebind_required",
-                hint="Send `api_key` in the same edit, or `api_key` null to go on without one.",
-                param="api_key",
-            )
-        return None, False, "vault"
+        return check_provider(fields, self._providers, id=id)
 
     async def save_provider(
         self,
@@ -273,7 +141,7 @@ class CatalogStore:
                 )
 
             def save(tx: Transaction) -> None:
-                tx.execute(_PROVIDER_UPSERT, _provider_row(change.after, self._clock.now_ms()))
+                tx.execute(PROVIDER_UPSERT, provider_row(change.after, self._clock.now_ms()))
                 for step in within:
                     step(tx)
                 if also is not None:
@@ -299,7 +167,7 @@ class CatalogStore:
         async with self._lock:
             before = self._providers.get(provider_id)
             if before is None:
-                raise _unknown("provider", provider_id, self._providers)
+                raise unknown("provider", provider_id, self._providers)
             models = sorted(m.id for m in self._models.values() if m.provider_id == provider_id)
 
             def delete(tx: Transaction) -> None:
@@ -327,10 +195,10 @@ class CatalogStore:
             InvalidRequest, NotFound: naming the field and the way out.
         """
         async with self._lock:
-            before, after = self._check_model(fields, id)
+            before, after = check_model(fields, self._models, self._providers, id=id)
 
             def save(tx: Transaction) -> None:
-                tx.execute(_MODEL_UPSERT, _model_row(after, self._clock.now_ms()))
+                tx.execute(MODEL_UPSERT, model_row(after, self._clock.now_ms()))
                 if also is not None:
                     also(tx, public_model(before) if before else None, public_model(after))
                 tx.on_commit(lambda: self._adopt(model=after))
@@ -349,11 +217,14 @@ class CatalogStore:
             InvalidRequest, NotFound: naming the field and the way out.
         """
         async with self._lock:
-            checked = [self._check_model(fields, id_) for id_, fields in edits.items()]
+            checked = [
+                check_model(fields, self._models, self._providers, id=id_)
+                for id_, fields in edits.items()
+            ]
 
             def save(tx: Transaction) -> None:
                 now = self._clock.now_ms()
-                tx.executemany(_MODEL_UPSERT, [_model_row(after, now) for _, after in checked])
+                tx.executemany(MODEL_UPSERT, [model_row(after, now) for _, after in checked])
                 if also is not None:
                     before = {one.id: public_model(one) for one, _ in checked if one}
                     also(tx, before, {one.id: public_model(one) for _, one in checked})
@@ -371,7 +242,7 @@ class CatalogStore:
         async with self._lock:
             before = self._models.get(model_id)
             if before is None:
-                raise _unknown("model", model_id, self._models)
+                raise unknown("model", model_id, self._models)
 
             def delete(tx: Transaction) -> None:
                 tx.execute("DELETE FROM models WHERE id = :id", {"id": model_id})
@@ -380,43 +251,6 @@ class CatalogStore:
                 tx.on_commit(lambda: self._drop([model_id]))
 
             await self._db.write(delete)
-
-    def _check_model(self, fields: ModelFields, id: str | None) -> tuple[Model | None, Model]:  # noqa: A002
-        model_id = _given(fields.id, id or "")
-        if not model_id:
-            raise InvalidRequest("The field `id` is missing.", param="id")
-        before = self._models.get(model_id)
-        if id is not None:
-            if model_id != id:
-                raise InvalidRequest("`id` cannot be changed.", param="id")
-            if before is None:
-                raise _unknown("model", id, self._models)
-        elif model_id == AUTO or model_id.startswith(f"{AUTO}:"):
-            raise InvalidRequest(
-                f"`id` {AUTO} asks for routing; a model cannot be called so.", param="id"
-            )
-        elif not _MODEL_ID.match(model_id):
-            raise InvalidRequest(
-                "`id` must start with a letter or digit; 1 to 200 letters, digits or ._:/@+-.",
-                param="id",
-            )
-        base = before or Model(id=model_id, provider_id="")
-        after = replace(base, **_changes(fields))
-        if not after.provider_id:
-            raise InvalidRequest(
-                "The field `provider_id` is missing.",
-                param="provider_id",
-                hint="`tokenhubctl provider list` shows the providers.",
-            )
-        if after.provider_id not in self._providers:
-            near = difflib.get_close_matches(after.provider_id, self._providers, n=1)
-            raise InvalidRequest(
-                f"`provider_id`: there is no provider `{after.provider_id[:64]}`.",
-                param="provider_id",
-                hint=f"Did you mean `{near[0]}`?" if near else "Add it with `provider add` first.",
-            )
-        _check_ranges(after)
-        return before, after
 
     def _adopt(self, *, provider: Provider | None = None, model: Model | None = None) -> None:
         if provider is not None:
@@ -470,46 +304,6 @@ DEMO_MODEL = Model(
 )
 
 
-def public_provider(provider: Provider) -> dict[str, Any]:
-    """A provider as the admin API shows it; it never holds a key."""
-    return {
-        "id": provider.id,
-        "type": provider.type,
-        "base_url": provider.base_url,
-        "enabled": provider.enabled,
-        "cred_store": provider.cred_store,
-        "api_version": provider.api_version,
-        "source": provider.source,
-    }
-
-
-def public_model(model: Model) -> dict[str, Any]:
-    """A model as the admin API shows it; prices in dollars per 1000 tokens, null = unknown."""
-    shown = asdict(model)
-    prices: Prices = shown.pop("prices")
-    for name in PRICES:
-        known: int | None = getattr(prices, name.removesuffix("_per_1k"))
-        shown[name] = None if known is None else Decimal(format_per_1k(known))
-    if not (model.input_per_1k or model.output_per_1k):
-        shown["pricing_source"] = prices.source
-        shown["pricing_version"] = prices.version
-    return shown
-
-
-def _changes(fields: ModelFields) -> dict[str, Any]:
-    given = {
-        name: value
-        for name in fields.__struct_fields__
-        if name != "id" and (value := getattr(fields, name)) is not UNSET
-    }
-    for name in PRICES:
-        if name in given:
-            price = given[name]
-            given[name] = "" if price is None else format_per_1k(parse_per_1k(price, name))
-            given.setdefault("pricing_source", "manual")
-    return given
-
-
 def _manual(model: Model) -> Prices:
     """The admin's own or imported prices; unknown while only one of input and output is given."""
     if not (model.input_per_1k and model.output_per_1k):
@@ -522,104 +316,3 @@ def _manual(model: Model) -> Prices:
         cached_write=parse_per_1k(write, "cached_write_per_1k") if write else None,
         source="litellm" if model.pricing_source == "litellm" else "manual",
     )
-
-
-def _check_ranges(model: Model) -> None:
-    if not 0 <= model.weight <= 10:
-        raise InvalidRequest("`weight` must be between 0 and 10.", param="weight")
-    for name in ("max_context_tokens", "max_output_tokens"):
-        if not 0 <= getattr(model, name) <= _MAX_TOKENS:
-            raise InvalidRequest(f"`{name}` must be between 0 and {_MAX_TOKENS}.", param=name)
-    if not 0 <= model.first_token_ms <= 3_600_000:
-        raise InvalidRequest(
-            "`first_token_ms` must be between 0 and 3600000.", param="first_token_ms"
-        )
-    if model.upstream_name and not _MODEL_ID.match(model.upstream_name):
-        raise InvalidRequest("`upstream_name` is not a model name.", param="upstream_name")
-    if model.pricing_source not in PRICING_SOURCES:
-        raise InvalidRequest(
-            f"`pricing_source` must be one of {', '.join(PRICING_SOURCES)}.",
-            param="pricing_source",
-        )
-
-
-def _given(value: Any, otherwise: Any) -> Any:
-    return otherwise if value is UNSET else value
-
-
-def _unknown(noun: str, name: str, known: Iterable[str]) -> NotFound:
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    shown = ", ".join(f"`{one}`" for one in near)
-    return NotFound(
-        f"There is no {noun} `{name[:128]}`.",
-        code=f"{noun}_not_found",
-        hint=f"Did you mean {shown}?" if near else f"`tokenhubctl {noun} list` shows them.",
-    )
-
-
-_PROVIDER_COLUMNS = "id, type, base_url, enabled, cred_store, api_version"
-_PROVIDER_UPSERT = (
-    f"INSERT INTO providers ({_PROVIDER_COLUMNS}, created_at, updated_at) "  # noqa: S608
-    "VALUES (:id, :type, :base_url, :enabled, :cred_store, :api_version, :now, :now) "
-    "ON CONFLICT (id) DO UPDATE SET type = excluded.type, base_url = excluded.base_url, "
-    "enabled = excluded.enabled, cred_store = excluded.cred_store, "
-    "api_version = excluded.api_version, updated_at = excluded.updated_at"
-)
-_MODEL_FIELDS = (
-    "id",
-    "provider_id",
-    "weight",
-    "max_context_tokens",
-    "max_output_tokens",
-    "input_per_1k",
-    "output_per_1k",
-    "cached_read_per_1k",
-    "cached_write_per_1k",
-    "pricing_source",
-    "enabled",
-    "upstream_name",
-    "first_token_ms",
-    "tools",
-    "images",
-)
-_MODEL_COLUMNS = ", ".join(_MODEL_FIELDS)
-_MODEL_CHANGES = ", ".join(f"{name} = excluded.{name}" for name in _MODEL_FIELDS[1:])
-_MODEL_UPSERT = (
-    f"INSERT INTO models ({_MODEL_COLUMNS}, created_at, updated_at) "  # noqa: S608
-    f"VALUES ({', '.join(':' + f for f in _MODEL_FIELDS)}, :now, :now) "
-    f"ON CONFLICT (id) DO UPDATE SET {_MODEL_CHANGES}, updated_at = excluded.updated_at"
-)
-
-
-def _provider_of(row: tuple[Any, ...]) -> Provider:
-    id_, kind, base_url, enabled, cred_store, api_version = row
-    return Provider(
-        id=id_,
-        type=kind,
-        base_url=base_url,
-        enabled=bool(enabled),
-        cred_store=cred_store,
-        api_version=api_version,
-        origin=parse_base_url(base_url).origin if base_url else "demo:",
-    )
-
-
-def _provider_row(provider: Provider, now_ms: int) -> dict[str, Any]:
-    row = asdict(provider)
-    del row["source"], row["origin"]
-    return row | {"enabled": int(provider.enabled), "now": now_ms}
-
-
-def _model_of(row: tuple[Any, ...]) -> Model:
-    values = dict(zip(_MODEL_FIELDS, row, strict=True))
-    for flag in ("enabled", "tools", "images"):
-        values[flag] = bool(values[flag])
-    return Model(**values)
-
-
-def _model_row(model: Model, now_ms: int) -> dict[str, Any]:
-    row = {
-        name: int(value) if isinstance(value := getattr(model, name), bool) else value
-        for name in _MODEL_FIELDS
-    }
-    return row | {"now": now_ms}

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from tokenhub.core.catalog import Prices
 from tokenhub.core.errors import InvalidRequest
 from tokenhub.core.money import format_per_1k, parse_per_1k
-from tokenhub.providers.catalog import PRICES, ModelFields
+from tokenhub.providers.catalog_fields import PRICES, ModelFields
 from tokenhub.providers.price_map import KINDS, Imported, read_litellm
 
 if TYPE_CHECKING:

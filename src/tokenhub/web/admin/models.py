@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tokenhub.core.fields import decode_fields
-from tokenhub.providers.catalog import CatalogStore, ModelFields, public_model
+from tokenhub.providers.catalog_fields import ModelFields
+from tokenhub.providers.catalog_rows import public_model
 from tokenhub.web.admin.paging import page
 from tokenhub.web.answers import json_answer
 
 if TYPE_CHECKING:
+    from tokenhub.providers.catalog import CatalogStore
     from tokenhub.web.admin.audited import Auditor
     from tokenhub.web.http import Request, Response
 

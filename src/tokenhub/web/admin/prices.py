@@ -11,7 +11,7 @@ from msgspec import UNSET, UnsetType
 
 from tokenhub.core.errors import InvalidRequest, NotFound
 from tokenhub.core.fields import decode_fields
-from tokenhub.providers.catalog import PRICES, ModelFields
+from tokenhub.providers.catalog_fields import PRICES, ModelFields
 from tokenhub.providers.price_import import per_1k, plan_import, read_prices
 from tokenhub.providers.price_map import KINDS
 from tokenhub.web.admin.paging import page, query_of

@@ -7,12 +7,8 @@ from typing import TYPE_CHECKING
 from msgspec.structs import asdict
 
 from tokenhub.core.fields import decode_fields
-from tokenhub.providers.catalog import (
-    CatalogStore,
-    ProviderChange,
-    ProviderFields,
-    public_provider,
-)
+from tokenhub.providers.catalog_fields import ProviderChange, ProviderFields
+from tokenhub.providers.catalog_rows import public_provider
 from tokenhub.web.admin.paging import page
 from tokenhub.web.answers import json_answer
 
@@ -20,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tokenhub.core.catalog import Provider
+    from tokenhub.providers.catalog import CatalogStore
     from tokenhub.providers.discovery import Discovered
     from tokenhub.vault.vault import Vault
     from tokenhub.web.admin.audited import Auditor

@@ -9,7 +9,7 @@ from msgspec import UNSET, UnsetType
 
 from tokenhub import __version__
 from tokenhub.core.fields import decode_fields
-from tokenhub.providers.catalog import public_model
+from tokenhub.providers.catalog_rows import public_model
 from tokenhub.web.admin.paging import page
 from tokenhub.web.answers import json_answer
 
