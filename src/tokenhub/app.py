@@ -46,6 +46,8 @@ from tokenhub.storage.sqlite import SqliteDatabase
 from tokenhub.telemetry.audit import Audit
 from tokenhub.telemetry.events import EventBus
 from tokenhub.telemetry.journal import Journal
+from tokenhub.telemetry.observer import Observer
+from tokenhub.telemetry.retention import Retention, Rule
 from tokenhub.vault.vault import Vault
 from tokenhub.web.admin.budget import BudgetAdmin
 from tokenhub.web.admin.keys import KeyAdmin
@@ -54,12 +56,15 @@ from tokenhub.web.admin.observe import ObserveAdmin
 from tokenhub.web.admin.prices import PriceAdmin
 from tokenhub.web.admin.providers import ProviderAdmin, secret_name
 from tokenhub.web.admin.routing import RoutingAdmin
+from tokenhub.web.admin.series import SeriesAdmin
 from tokenhub.web.admin.server import ServerAdmin
 from tokenhub.web.admin.vault import VaultAdmin
 from tokenhub.web.api.chat import ChatApi
+from tokenhub.web.api.gauges import Parts, StateGauges
 from tokenhub.web.api.health import HealthApi
+from tokenhub.web.api.metrics import MetricsApi
 from tokenhub.web.api.models import ModelsApi
-from tokenhub.web.edge import Edge
+from tokenhub.web.edge import ADMIN, PUBLIC, Edge
 from tokenhub.web.http1 import HttpServer
 from tokenhub.web.routes import Handlers, routes
 
@@ -98,10 +103,12 @@ class App:
         self.egress: EgressPolicy
         self.bus: EventBus
         self.journal: Journal
+        self.observer: Observer
+        self.retention: Retention
         self.transport: HttpTransport
         self.prober: Prober
         self.server: HttpServer
-        self._probing: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     @classmethod
@@ -150,6 +157,13 @@ class App:
         app.bus = EventBus(clock)
         app.journal = Journal(db, asyncio.get_running_loop().call_later, app.keys.name_of)
         await app.journal.open()
+        app.observer = Observer(
+            db,
+            clock,
+            asyncio.get_running_loop().call_later,
+            retention_days=settings.series_retention_days,
+        )
+        await app.observer.open()
         app._wire()
         app._announce()
         return app
@@ -176,7 +190,10 @@ class App:
         )
 
     def _observe(self, call: Call) -> None:
-        self.journal.append(entry_of(call, self.catalog.current))
+        entry = entry_of(call, self.catalog.current)
+        self.journal.append(entry)
+        decision = call.decision
+        self.observer.observe(entry, call.upstream_s, decision.filtered if decision else ())
         publish(call, self.bus)
 
     def _wire(self) -> None:
@@ -192,15 +209,16 @@ class App:
             self._credential,
             lambda: self.vault.locked,
         )
+        limits = KeyLimits(
+            clock,
+            default_rps=settings.rate_limit_rps,
+            default_burst=settings.rate_limit_burst,
+        )
         pipeline = Pipeline(
             clock=clock,
             router=self.router,
             ledger=self.ledger,
-            limits=KeyLimits(
-                clock,
-                default_rps=settings.rate_limit_rps,
-                default_burst=settings.rate_limit_burst,
-            ),
+            limits=limits,
             lanes=lanes,
             timeouts=Timeouts(
                 connect=settings.connect_timeout_secs, idle=settings.idle_timeout_secs
@@ -219,6 +237,34 @@ class App:
             upstream = demo if provider.type == "demo" else self.transport
             return await discover(upstream, provider, self._credential(provider))
 
+        self.retention = Retention(
+            clock,
+            (
+                Rule("request_log", settings.log_retention_days, self.journal.prune),
+                Rule("decision_log", settings.decision_retention_days, self.rewards.prune),
+                Rule("series", 1, lambda _: self.observer.prune()),
+            ),
+        )
+        v1_limiter = self._limiter(settings.rate_limit_rps, settings.rate_limit_burst)
+        admin_limiter = self._limiter(
+            settings.admin_rate_limit_rps, settings.admin_rate_limit_burst
+        )
+        parts = Parts(
+            catalog=self.catalog,
+            router=self.router,
+            keys=self.keys,
+            ledger=self.ledger,
+            vault=self.vault,
+            bus=self.bus,
+            journal=self.journal,
+            rewards=self.rewards,
+            observer=self.observer,
+            retention=self.retention,
+            limits=limits,
+            v1_limiter=v1_limiter,
+            admin_limiter=admin_limiter,
+            budgets=settings.metrics_budgets,
+        )
         bookkeeper = Bookkeeper(self.db, clock, self.ledger)
         handlers = Handlers(
             chat=ChatApi(pipeline),
@@ -239,6 +285,9 @@ class App:
                 self.audit,
             ),
             observe=ObserveAdmin(self.journal, self.audit, self.bus),
+            series=SeriesAdmin(self.observer, self.keys.name_of, self.audit),
+            metrics=MetricsApi(self.observer, StateGauges(parts)),
+            metrics_access=ADMIN if settings.metrics_auth else PUBLIC,
             budget=BudgetAdmin(self.keys, self.ledger, bookkeeper, self.audit),
             prices=PriceAdmin(self.catalog, self.prices, self.audit),
         )
@@ -246,10 +295,8 @@ class App:
             routes(handlers),
             self.keys,
             self.admin_token,
-            v1_limiter=self._limiter(settings.rate_limit_rps, settings.rate_limit_burst),
-            admin_limiter=self._limiter(
-                settings.admin_rate_limit_rps, settings.admin_rate_limit_burst
-            ),
+            v1_limiter=v1_limiter,
+            admin_limiter=admin_limiter,
             on_refused=lambda request, how: self.audit.note(request, "login", "admin", how),
             cors_origins=frozenset(origin.encode() for origin in settings.cors_origins),
         )
@@ -279,16 +326,18 @@ class App:
         self.egress.refuse_listener(host, port)
         self._check_idle()
         self.bus.beat(HEARTBEAT_EVERY, self._heartbeat)
+        loop = asyncio.get_running_loop()
+        self._tasks.append(loop.create_task(self.retention.run()))
         if not settings.health_probe_disabled:
-            self._probing = asyncio.get_running_loop().create_task(self.prober.run())
+            self._tasks.append(loop.create_task(self.prober.run()))
         return port
 
     async def stop(self) -> None:
         """Finish what runs, as far as the drain time allows, then write and close everything."""
         for timer in self._timers.values():
             timer.cancel()
-        if self._probing is not None:
-            self._probing.cancel()
+        for task in self._tasks:
+            task.cancel()
         self.bus.close()
         await self.server.drain(self.settings.shutdown_drain_secs)
         self.transport.close()
@@ -300,6 +349,7 @@ class App:
         self.keys.save_used()
         self.rewards.flush()
         self.journal.flush()
+        self.observer.close()
         await self.ledger.close()
         await self.db.close()
         self.data.close()

@@ -68,6 +68,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     admin_rate_limit_burst: int = 60
     health_probe_disabled: bool = False
     shutdown_drain_secs: int = 25
+    log_retention_days: int = 90
+    decision_retention_days: int = 30
+    series_retention_days: int = 400
+    metrics_auth: bool = False
+    metrics_budgets: bool = False
     warnings: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -191,6 +196,16 @@ VARIABLES = (
     Variable("ADMIN_RATE_LIMIT_BURST", _whole(1, 1_000_000), "60", "burst of the same"),
     Variable("HEALTH_PROBE_DISABLED", _flag, "false", "no background probes"),
     Variable("SHUTDOWN_DRAIN_SECS", _whole(0, 28), "25", "wait for running requests at SIGTERM"),
+    Variable("LOG_RETENTION_DAYS", _whole(0, 3_660), "90", "request log; 0 = for ever"),
+    Variable("DECISION_RETENTION_DAYS", _whole(0, 3_660), "30", "rewards, decisions; 0 = for ever"),
+    Variable(
+        "SERIES_RETENTION_DAYS",
+        _whole(1, 3_660),
+        "400",
+        "time series, unless set by tsdb retention",
+    ),
+    Variable("METRICS_AUTH", _flag, "false", "/metrics asks for the admin token"),
+    Variable("METRICS_BUDGETS", _flag, "false", "/metrics shows what keys have left, by name"),
     Variable("PRICING_REFRESH_ENABLED", _absent, "false", "no prices are ever downloaded"),
     Variable("TEMPORAL_ENABLED", _absent, "false", "no external workflow engine is used"),
 )

@@ -74,6 +74,9 @@ class KeyLimits:
         clock: monotonic time.
         default_rps: for keys with ``rate_limit_rps`` 0; 0 = no limit.
         default_burst: for the same keys; a key with a rate of its own may burst to twice that.
+
+    Attributes:
+        refused: how many requests, since the start.
     """
 
     def __init__(self, clock: Clock, *, default_rps: int = 0, default_burst: int = 1) -> None:
@@ -81,6 +84,7 @@ class KeyLimits:
         self._default = (float(default_rps), float(default_burst))
         self._buckets: dict[str, Bucket] = {}
         self._running: dict[str, int] = {}
+        self.refused = 0
 
     def admit(self, grant: Grant) -> Admission:
         """Count a request.
@@ -93,6 +97,7 @@ class KeyLimits:
         if rate >= 0:
             self._take(key_id, rate)
         if grant.max_concurrent and self._running.get(key_id, 0) >= grant.max_concurrent:
+            self.refused += 1
             raise _refusal(
                 f"This key may have {grant.max_concurrent} requests under way at once.",
                 "concurrency_limited",
@@ -119,6 +124,7 @@ class KeyLimits:
             bucket = self._buckets[key_id] = Bucket(burst, now)
         wait = bucket.take(rate, burst, now)
         if wait:
+            self.refused += 1
             raise _refusal(f"This key may send {rate:g} requests per second.", "rate_limited", wait)
 
 
@@ -132,6 +138,9 @@ class AddressLimiter:
         clock: monotonic time.
         rps, burst: of one address.
         proxies: networks of trusted proxies, ``10.0.0.0/8``.
+
+    Attributes:
+        refused: how many requests, since the start.
     """
 
     def __init__(self, clock: Clock, rps: int, burst: int, proxies: Sequence[str] = ()) -> None:
@@ -140,6 +149,7 @@ class AddressLimiter:
         self._burst = float(max(burst, 1))
         self._proxies = tuple(ip_network(one, strict=False) for one in proxies)
         self._buckets: OrderedDict[str, Bucket] = OrderedDict()
+        self.refused = 0
 
     def check(self, peer: str, headers: Mapping[bytes, bytes]) -> None:
         """Count a request.
@@ -158,6 +168,7 @@ class AddressLimiter:
             self._buckets.move_to_end(address)
         wait = bucket.take(self._rate, self._burst, now)
         if wait:
+            self.refused += 1
             raise _refusal(
                 f"An address may send {self._rate:g} requests per second here.",
                 "rate_limited",

@@ -75,9 +75,16 @@ _ONE = """
 SELECT d.record, d.attempts, d.outcome, d.at, r.body
 FROM decision_log d JOIN decision_rules r ON r.digest = d.rules WHERE d.request_id = :request_id
 """
+PRUNE_SLICE = 2_000
 _PRUNE = (
-    "DELETE FROM reward_log WHERE at < :before",
-    "DELETE FROM decision_log WHERE at < :before",
+    """
+    DELETE FROM reward_log WHERE (request_id, attempt) IN (
+        SELECT request_id, attempt FROM reward_log WHERE at < :before ORDER BY at LIMIT :slice)
+    """,
+    """
+    DELETE FROM decision_log WHERE request_id IN (
+        SELECT request_id FROM decision_log WHERE at < :before ORDER BY at LIMIT :slice)
+    """,
     """
     DELETE FROM decision_rules
     WHERE at < :before AND digest NOT IN (SELECT rules FROM decision_log)
@@ -247,13 +254,22 @@ class RewardLog:
         rows = await self._db.read(_LEARNED, bounds)
         return [Learned(*row) for row in reversed(rows)]
 
-    async def prune(self, before_ms: int) -> None:
-        """Delete what is older than a moment."""
-
-        def delete(tx: Transaction) -> None:
-            for statement in _PRUNE:
-                tx.execute(statement, {"before": before_ms})
-
-        await self._db.write(delete)
+    async def prune(self, before_ms: int) -> int:
+        """Delete what is older than a moment, in slices so that no lock is long; how many rows."""
+        *logs, rules = _PRUNE
+        total = 0
+        for statement in logs:
+            while deleted := await self._delete(statement, before_ms):
+                total += deleted
+        total += await self._delete(rules, before_ms)
         # The text of rules still in force may just have been deleted with their last decision.
         self._known.clear()
+        return total
+
+    async def _delete(self, statement: str, before_ms: int) -> int:
+        def delete(tx: Transaction) -> int:
+            slice_ = {"slice": PRUNE_SLICE} if ":slice" in statement else {}
+            tx.execute(statement, {"before": before_ms} | slice_)
+            return tx.changes()
+
+        return await self._db.write(delete)

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from tokenhub.web.admin.prices import PriceAdmin
     from tokenhub.web.admin.providers import ProviderAdmin
     from tokenhub.web.admin.routing import RoutingAdmin
+    from tokenhub.web.admin.series import SeriesAdmin
     from tokenhub.web.admin.server import ServerAdmin
     from tokenhub.web.admin.vault import VaultAdmin
     from tokenhub.web.api.chat import ChatApi
     from tokenhub.web.api.health import HealthApi
+    from tokenhub.web.api.metrics import MetricsApi
     from tokenhub.web.api.models import ModelsApi
 
 
@@ -40,6 +42,9 @@ class Handlers:
     prices: PriceAdmin
     routing: RoutingAdmin
     observe: ObserveAdmin
+    series: SeriesAdmin
+    metrics: MetricsApi
+    metrics_access: str = PUBLIC
 
 
 def routes(on: Handlers) -> list[Route]:
@@ -61,6 +66,7 @@ def routes(on: Handlers) -> list[Route]:
         Route("GET", "/healthz", on.health.healthz, PUBLIC),
         Route("GET", "/livez", on.health.livez, PUBLIC),
         Route("GET", "/readyz", on.health.readyz, PUBLIC),
+        Route("GET", "/metrics", on.metrics.scrape, on.metrics_access),
         Route("GET", f"{admin}/info", on.server.info, ADMIN),
         Route("POST", f"{admin}/admin-token/rotate", on.server.rotate_token, ADMIN),
         Route("GET", f"{admin}/engine/models", on.server.engine, ADMIN),
@@ -111,6 +117,12 @@ def routes(on: Handlers) -> list[Route]:
         Route("GET", f"{admin}/audit/verify", on.observe.audit_verify, ADMIN),
         Route("GET", f"{admin}/events", on.observe.events, ADMIN),
         Route("GET", f"{admin}/health", on.routing.health, ADMIN),
+        Route("GET", f"{admin}/stats", on.series.stats, ADMIN),
+        Route("GET", f"{admin}/tsdb/metrics", on.series.metrics, ADMIN),
+        Route("GET", f"{admin}/tsdb/query", on.series.query, ADMIN),
+        Route("POST", f"{admin}/tsdb/prune", on.series.prune, ADMIN),
+        Route("GET", f"{admin}/tsdb/retention", on.series.retention, ADMIN),
+        Route("PUT", f"{admin}/tsdb/retention", on.series.set_retention, ADMIN),
         Route("GET", f"{admin}/aliases", on.routing.aliases, ADMIN),
         Route("GET", f"{admin}/aliases/{{name:path}}", on.routing.alias, ADMIN),
         Route("PUT", f"{admin}/aliases/{{name:path}}", on.routing.put_alias, ADMIN),

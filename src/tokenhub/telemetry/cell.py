@@ -1,0 +1,216 @@
+"""Cell: what the requests of one label came to in one span of time; what roll-ups are made of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from tokenhub.telemetry.sketch import Sketch, bucket_of
+
+if TYPE_CHECKING:
+    from tokenhub.core.decision import Filtered
+    from tokenhub.storage.database import Row
+    from tokenhub.telemetry.journal import Entry
+
+PAIR, KEY, MODE = "pair", "key", "mode"
+OTHER = "other"
+MOST = {PAIR: 256, KEY: 256, MODE: 16}
+"""How many labels of each kind are told apart at a time; the rest counts as ``other``."""
+
+MOST_CLASSES = 64
+CANCELLED = 499
+
+_decode_classes = msgspec.json.Decoder(dict[str, int]).decode
+
+
+class Label(NamedTuple):
+    """Whom a cell is about: a model at a provider (``PAIR``), an API key's id, or a mode.
+
+    ``name`` and ``provider`` are "" for requests that reached no model.
+    """
+
+    kind: str
+    name: str
+    provider: str = ""
+
+
+class Seen(NamedTuple):
+    """A finished request as it waits to be counted.
+
+    ``upstream_s`` is the time spent waiting for providers. ``filtered`` are the models that
+    could not be asked.
+    """
+
+    entry: Entry
+    upstream_s: float
+    filtered: tuple[Filtered, ...] = ()
+
+
+class Sample(NamedTuple):
+    """What a cell needs of a request, computed once for all its cells."""
+
+    bucket: int
+    latency_us: int
+    ttft_bucket: int
+    ttft_us: int | None
+    status: int
+    error_class: str
+    cost: int | None
+    prompt: int
+    completion: int
+
+
+def sample_of(entry: Entry) -> Sample:
+    """The numbers of a request."""
+    latency, ttft = entry.latency_ms, entry.ttft_ms
+    return Sample(
+        bucket_of(latency),
+        int(latency * 1000.0),
+        0 if ttft is None else bucket_of(ttft),
+        None if ttft is None else int(ttft * 1000.0),
+        entry.status,
+        entry.error_class,
+        entry.cost,
+        entry.prompt,
+        entry.completion,
+    )
+
+
+def pair_of(entry: Entry) -> tuple[str, str]:
+    """Model and provider that answered, or that failed last; "" when none was asked."""
+    if entry.model_id or not entry.attempts:
+        return entry.model_id, entry.provider_id
+    last = entry.attempts[-1]
+    return last.model_id, last.provider_id
+
+
+COLUMNS = (
+    "requests", "errors", "cancelled", "unpriced", "cost", "input", "output",
+    "latency_count", "latency_total", "latency_low", "latency_high", "latency",
+    "ttft_count", "ttft_total", "ttft_low", "ttft_high", "ttft", "classes",
+)  # fmt: skip
+"""The columns of ``row``."""
+
+
+class Cell:
+    """Counts, sums and two sketches. Every number is an integer, so merging is exact.
+
+    Attributes:
+        requests: all of them.
+        errors: those that ended in an error other than the client's leaving.
+        cancelled: those whose client left first.
+        unpriced: those whose cost is not known.
+        cost: nano-dollars.
+        input, output: tokens.
+        latency, ttft: whole requests; streams to their first token.
+        classes: errors by class.
+    """
+
+    __slots__ = (
+        "cancelled", "classes", "cost", "errors", "input", "latency", "output", "requests", "ttft",
+        "unpriced",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.errors = 0
+        self.cancelled = 0
+        self.unpriced = 0
+        self.cost = 0
+        self.input = 0
+        self.output = 0
+        self.latency = Sketch()
+        self.ttft = Sketch()
+        self.classes: dict[str, int] = {}
+
+    def add(self, one: Sample) -> None:
+        """Count a request."""
+        self.requests += 1
+        self.latency.add(one.bucket, one.latency_us)
+        if one.ttft_us is not None:
+            self.ttft.add(one.ttft_bucket, one.ttft_us)
+        if one.cost is None:
+            self.unpriced += 1
+        else:
+            self.cost += one.cost
+        self.input += one.prompt
+        self.output += one.completion
+        if one.error_class:
+            self._failed(one)
+
+    def _failed(self, one: Sample) -> None:
+        if one.status == CANCELLED:
+            self.cancelled += 1
+            return
+        self.errors += 1
+        classes, name = self.classes, one.error_class
+        if name not in classes and len(classes) >= MOST_CLASSES:
+            name = OTHER
+        classes[name] = classes.get(name, 0) + 1
+
+    def merge(self, other: Cell) -> None:
+        """Take in another cell."""
+        self.requests += other.requests
+        self.errors += other.errors
+        self.cancelled += other.cancelled
+        self.unpriced += other.unpriced
+        self.cost += other.cost
+        self.input += other.input
+        self.output += other.output
+        self.latency.merge(other.latency)
+        self.ttft.merge(other.ttft)
+        for name, count in other.classes.items():
+            self.classes[name] = self.classes.get(name, 0) + count
+
+    def subtract(self, other: Cell) -> None:
+        """Take out a cell that was merged before."""
+        self.requests -= other.requests
+        self.errors -= other.errors
+        self.cancelled -= other.cancelled
+        self.unpriced -= other.unpriced
+        self.cost -= other.cost
+        self.input -= other.input
+        self.output -= other.output
+        self.latency.subtract(other.latency)
+        self.ttft.subtract(other.ttft)
+        for name, count in other.classes.items():
+            if left := self.classes[name] - count:
+                self.classes[name] = left
+            else:
+                del self.classes[name]
+
+    def row(self) -> tuple[Any, ...]:
+        """The values of ``COLUMNS``."""
+        latency, ttft = self.latency, self.ttft
+        return (
+            self.requests, self.errors, self.cancelled, self.unpriced, self.cost, self.input,
+            self.output,
+            latency.count, latency.total, latency.low, latency.high, latency.pack(),
+            ttft.count, ttft.total, ttft.low, ttft.high, ttft.pack(),
+            msgspec.json.encode(self.classes).decode() if self.classes else "",
+        )  # fmt: skip
+
+    @classmethod
+    def of_row(cls, row: Row) -> Cell:
+        """A cell from the values of ``COLUMNS``."""
+        cell = cls()
+        (
+            cell.requests, cell.errors, cell.cancelled, cell.unpriced, cell.cost, cell.input,
+            cell.output,
+        ) = row[:7]  # fmt: skip
+        cell.latency = Sketch.unpack(*row[7:12])
+        cell.ttft = Sketch.unpack(*row[12:17])
+        if row[17]:
+            cell.classes = _decode_classes(row[17])
+        return cell
+
+
+Cells = dict[Label, Cell]
+
+
+def merge_into(cells: Cells, label: Label, cell: Cell) -> None:
+    """Merge a cell into the one of its label."""
+    if (found := cells.get(label)) is None:
+        found = cells[label] = Cell()
+    found.merge(cell)

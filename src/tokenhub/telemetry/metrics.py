@@ -1,0 +1,235 @@
+"""Prometheus metrics: own integers and histograms, put into text when somebody scrapes.
+
+Every label has a closed set of values: they come from the catalog, from sets in the code, or, past
+``MOST_VALUES``, they are counted as ``other``. Nothing a client sends becomes a label. Text format
+0.0.4 (https://prometheus.io/docs/instrumenting/exposition_formats/).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple
+
+from tokenhub.telemetry.cell import CANCELLED, OTHER, pair_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from tokenhub.telemetry.cell import Seen
+
+MOST_VALUES = 200
+CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+
+LATENCY_MS = tuple(10.0 * 2**n for n in range(10))
+DURATION_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+TTFT_S = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0)
+OVERHEAD_S = (0.0002, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+
+Labels = tuple[str, ...]
+
+
+class Gauge(NamedTuple):
+    """One metric whose values are asked for at the scrape: (label values, value) each."""
+
+    name: str
+    kind: str  # gauge or counter
+    help: str
+    labels: Labels
+    values: Sequence[tuple[Labels, float | int]]
+
+
+class Counter:
+    """Sums by label values; ``scale`` divides what is shown."""
+
+    def __init__(self, name: str, text: str, labels: Labels, scale: float = 1) -> None:
+        self.name = name
+        self.help = text
+        self.labels = labels
+        self.values: dict[Labels, int] = {}
+        self._scale = scale
+
+    def add(self, labels: Labels, amount: int = 1) -> None:
+        """Count."""
+        self.values[labels] = self.values.get(labels, 0) + amount
+
+    def lines(self) -> Iterator[str]:
+        """The text, line by line."""
+        yield from _head(self.name, "counter", self.help)
+        for values, amount in list(self.values.items()):
+            yield _line(self.name, self.labels, values, amount / self._scale)
+
+
+class Histogram:
+    """Distributions by label values; ``bounds`` are the upper ends of the buckets."""
+
+    def __init__(self, name: str, text: str, labels: Labels, bounds: tuple[float, ...]) -> None:
+        self.name = name
+        self.help = text
+        self.labels = labels
+        self.bounds = bounds
+        # Per label values: the count of each bucket, one for +Inf, and last the sum.
+        self.values: dict[Labels, list[float]] = {}
+
+    def observe(self, labels: Labels, value: float) -> None:
+        """Count a value."""
+        counts = self.values.get(labels)
+        if counts is None:
+            counts = self.values[labels] = [0] * (len(self.bounds) + 2)
+        counts[bisect_left(self.bounds, value)] += 1
+        counts[-1] += value
+
+    def lines(self) -> Iterator[str]:
+        """The text, line by line."""
+        yield from _head(self.name, "histogram", self.help)
+        bucket_labels = (*self.labels, "le")
+        bounds = (*map(_number, self.bounds), "+Inf")
+        for values, counts in list(self.values.items()):
+            *buckets, total = counts
+            for bound, count in zip(bounds, accumulate(buckets), strict=True):
+                yield _line(f"{self.name}_bucket", bucket_labels, (*values, bound), count)
+            yield _line(f"{self.name}_sum", self.labels, values, total)
+            yield _line(f"{self.name}_count", self.labels, values, sum(buckets))
+
+
+class Metrics:
+    """What finished requests add up to since the process started."""
+
+    def __init__(self) -> None:
+        self.requests = Counter(
+            "tokenhub_requests_total",
+            "Finished requests. status: ok, error, or cancelled (the client left).",
+            ("mode", "model", "provider", "status"),
+        )
+        self.latency_ms = Histogram(
+            "tokenhub_request_latency_ms",
+            "Duration of successful requests in milliseconds.",
+            ("mode", "model", "provider"),
+            LATENCY_MS,
+        )
+        self.cost = Counter(
+            "tokenhub_cost_usd_total", "What requests cost.", ("model", "provider"), 1e9
+        )
+        self.unpriced = Counter(
+            "tokenhub_unpriced_requests_total",
+            "Requests whose cost is not known.",
+            ("model", "provider"),
+        )
+        self.tokens = Counter(
+            "tokenhub_tokens_total", "Tokens.", ("model", "provider", "direction")
+        )
+        self.errors = Counter(
+            "tokenhub_request_errors_total",
+            "Requests that ended in an error, by the status the client got.",
+            ("mode", "model", "provider", "http_status"),
+        )
+        self.attempts = Counter(
+            "tokenhub_attempts_total",
+            "Tries at providers. outcome: ok, or the error class.",
+            ("model", "provider", "outcome"),
+        )
+        self.skips = Counter(
+            "tokenhub_provider_skips_total",
+            "Models that could not be asked for a request, by the rule they broke.",
+            ("provider", "reason"),
+        )
+        self.duration = Histogram(
+            "tokenhub_request_duration_seconds",
+            "Duration of finished requests.",
+            ("endpoint", "model", "provider", "status"),
+            DURATION_S,
+        )
+        self.ttft = Histogram(
+            "tokenhub_time_to_first_token_seconds",
+            "Start of a try to the first byte of its stream.",
+            ("model", "provider"),
+            TTFT_S,
+        )
+        self.overhead = Histogram(
+            "tokenhub_overhead_seconds",
+            "Time in the hub itself: all of it less the wait for the provider. Successful "
+            "requests of one try.",
+            ("endpoint",),
+            OVERHEAD_S,
+        )
+        self._families = (
+            self.requests, self.latency_ms, self.cost, self.unpriced, self.tokens, self.errors,
+            self.attempts, self.skips, self.duration, self.ttft, self.overhead,
+        )  # fmt: skip
+        self._known: dict[str, set[str]] = {"model": set(), "provider": set(), "reason": set()}
+
+    def add(self, seen: Seen) -> None:
+        """Count a finished request."""
+        entry = seen.entry
+        model, provider = pair_of(entry)
+        if model not in self._known["model"]:
+            model = self._closed("model", model)
+        if provider not in self._known["provider"]:
+            provider = self._closed("provider", provider)
+        mode, seconds = entry.mode, entry.latency_ms / 1000.0
+        pair = (model, provider)
+        if not entry.error_class:
+            status = "ok"
+            self.latency_ms.observe((mode, model, provider), entry.latency_ms)
+            if len(entry.attempts) == 1:
+                self.overhead.observe((entry.endpoint,), max(0.0, seconds - seen.upstream_s))
+        else:
+            status = "cancelled" if entry.status == CANCELLED else "error"
+            if status == "error":
+                self.errors.add((mode, model, provider, str(entry.status)))
+        self.requests.add((mode, model, provider, status))
+        self.duration.observe((entry.endpoint, model, provider, status), seconds)
+        if entry.ttft_ms is not None:
+            self.ttft.observe(pair, entry.ttft_ms / 1000.0)
+        if entry.cost is None:
+            self.unpriced.add(pair)
+        elif entry.cost:
+            self.cost.add(pair, entry.cost)
+        if entry.prompt or entry.completion:
+            self.tokens.add((model, provider, "input"), entry.prompt)
+            self.tokens.add((model, provider, "output"), entry.completion)
+        for attempt in entry.attempts:
+            name = self._closed("model", attempt.model_id)
+            at = self._closed("provider", attempt.provider_id)
+            self.attempts.add((name, at, attempt.kind or "ok"))
+        for one in seen.filtered:
+            at = self._closed("provider", one.provider_id)
+            self.skips.add((at, self._closed("reason", one.reason)))
+
+    def _closed(self, label: str, value: str) -> str:
+        known = self._known[label]
+        if value not in known:
+            if len(known) >= MOST_VALUES:
+                return OTHER
+            known.add(value)
+        return value
+
+    def lines(self, gauges: Iterable[Gauge]) -> Iterator[str]:
+        """The whole exposition, line by line, each with its line end."""
+        for family in self._families:
+            yield from family.lines()
+        for gauge in gauges:
+            yield from _head(gauge.name, gauge.kind, gauge.help)
+            for values, amount in gauge.values:
+                yield _line(gauge.name, gauge.labels, values, amount)
+
+
+def _head(name: str, kind: str, text: str) -> tuple[str, str]:
+    return f"# HELP {name} {text}\n", f"# TYPE {name} {kind}\n"
+
+
+def _line(name: str, labels: Labels, values: Labels, amount: float) -> str:
+    if not labels:
+        return f"{name} {_number(amount)}\n"
+    pairs = ",".join(
+        f'{label}="{_escaped(value)}"' for label, value in zip(labels, values, strict=True)
+    )
+    return f"{name}{{{pairs}}} {_number(amount)}\n"
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) else repr(value)

@@ -1,0 +1,189 @@
+"""Figures of the last minute, five minutes, hour and day: in all, by model, provider, key, mode.
+
+Each window is a ring of time slots and a running total: a slot is added to the total as it fills
+and taken out again when it is over. So reading costs nothing per request, and memory is bounded by
+slots x labels (``cell.MOST``), whoever reads or does not.
+
+A window reaches back at least its length and at most one slot more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tokenhub.telemetry.cell import KEY, MODE, PAIR, Cell, Cells, merge_into
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from tokenhub.telemetry.cell import Label
+
+SHARES = (0.5, 0.95, 0.99)
+MINUTE_MS = 60_000
+_SLICE = 16  # groups computed before others get their turn on the loop
+
+
+class Span(NamedTuple):
+    """A window: its name, its length and that of a slot, in milliseconds."""
+
+    name: str
+    length: int
+    slot: int
+
+
+SPANS = (
+    Span("1m", 60_000, 5_000),
+    Span("5m", 300_000, 5_000),
+    Span("1h", 3_600_000, 60_000),
+    Span("24h", 86_400_000, 900_000),
+)
+
+
+class Window:
+    """One window: slots, oldest first, and the sum of them by label."""
+
+    def __init__(self, span: Span) -> None:
+        self.span = span
+        self.totals: Cells = {}
+        self._slots: deque[tuple[int, Cells]] = deque()
+
+    def add(self, at_ms: int, cells: Mapping[Label, Cell]) -> None:
+        """Take in cells of a moment; moments must not go back by more than a slot."""
+        at = at_ms - at_ms % self.span.slot
+        if not self._slots or self._slots[-1][0] < at:
+            self._slots.append((at, {}))
+        slot = self._slots[-1][1]
+        for label, cell in cells.items():
+            merge_into(slot, label, cell)
+            merge_into(self.totals, label, cell)
+
+    def expire(self, now_ms: int) -> None:
+        """Take out the slots that are over."""
+        span, slots, totals = self.span, self._slots, self.totals
+        while slots and slots[0][0] + span.slot <= now_ms - span.length:
+            for label, cell in slots.popleft()[1].items():
+                total = totals[label]
+                total.subtract(cell)
+                if not total.requests:
+                    del totals[label]
+
+
+class Stats:
+    """All windows."""
+
+    def __init__(self) -> None:
+        self._windows = tuple(Window(span) for span in SPANS)
+
+    def add(self, at_ms: int, cells: Mapping[Label, Cell]) -> None:
+        """Take in the closed second that began at ``at_ms``."""
+        for window in self._windows:
+            window.add(at_ms, cells)
+
+    def load(self, at_ms: int, label: Label, cell: Cell, span_ms: int) -> None:
+        """Take in a stored cell of a second or a minute; oldest first.
+
+        Windows whose slots hold whole minutes take minutes, the others seconds.
+        """
+        for window in self._windows:
+            if (window.span.slot >= MINUTE_MS) == (span_ms >= MINUTE_MS):
+                window.add(at_ms, {label: cell})
+
+    def expire(self, now_ms: int) -> None:
+        """Let go of what is over."""
+        for window in self._windows:
+            window.expire(now_ms)
+
+    def labels(self) -> set[Label]:
+        """The labels of the last day."""
+        return set(self._windows[-1].totals)
+
+    async def report(self, now_ms: int, running: Cells, key_name: Callable[[str], str]) -> Report:
+        """All figures; others get their turn on the loop in between.
+
+        Args:
+            now_ms: wall time.
+            running: cells of the second that is not over.
+            key_name: an API key's name by its id; where it has none the id is shown.
+        """
+        self.expire(now_ms)
+        report: Report = {"global": [], "by_model": {}, "by_provider": {}, "by_api_key": {}}
+        report["by_mode"] = {}
+        done = 0
+        for window in self._windows:
+            name = window.span.name
+            groups = _grouped(window.totals, running, key_name)
+            for dimension, members in groups.items():
+                if members and dimension != "global":
+                    report[dimension][name] = []
+                for shown, cell in members.values():
+                    row = {"window": name} | shown | figures(cell)
+                    if dimension == "global":
+                        report["global"].append(row)
+                    else:
+                        report[dimension][name].append(row)
+                    done += 1
+                    if done % _SLICE == 0:
+                        await asyncio.sleep(0)
+        return report
+
+
+Report = dict[str, Any]
+Groups = dict[str, dict[str, tuple[dict[str, str], Cell]]]
+
+
+def _grouped(totals: Cells, running: Cells, key_name: Callable[[str], str]) -> Groups:
+    groups: Groups = {
+        "global": {}, "by_model": {}, "by_provider": {}, "by_api_key": {}, "by_mode": {},
+    }  # fmt: skip
+
+    def count(dimension: str, name: str, shown: dict[str, str], cell: Cell) -> None:
+        group = groups[dimension]
+        if name not in group:
+            group[name] = (shown, Cell())
+        group[name][1].merge(cell)
+
+    for source in (totals, running):
+        for label, cell in sorted(source.items()):
+            if label.kind == PAIR:
+                count("global", "", {}, cell)
+                count("by_model", label.name, {"model_id": label.name}, cell)
+                count("by_provider", label.provider, {"provider_id": label.provider}, cell)
+            elif label.kind == KEY:
+                name = key_name(label.name) or label.name
+                shown = {"api_key_id": label.name, "api_key_name": name}
+                count("by_api_key", label.name, shown, cell)
+            elif label.kind == MODE:
+                count("by_mode", label.name, {"mode": label.name}, cell)
+    return groups
+
+
+def figures(cell: Cell) -> dict[str, Any]:
+    """The figures of a cell; times in milliseconds, None where nothing was measured."""
+    p50, p95, p99 = cell.latency.quantiles(SHARES)
+    first50, first95, first99 = cell.ttft.quantiles(SHARES)
+    return {
+        "request_count": cell.requests,
+        "error_count": cell.errors,
+        "cancelled_count": cell.cancelled,
+        "error_rate": round(cell.errors / cell.requests, 6),
+        "errors_by_class": dict(sorted(cell.classes.items())),
+        "avg_latency_ms": _ms(cell.latency.mean_ms),
+        "p50_latency_ms": _ms(p50),
+        "p95_latency_ms": _ms(p95),
+        "p99_latency_ms": _ms(p99),
+        "avg_ttft_ms": _ms(cell.ttft.mean_ms),
+        "p50_ttft_ms": _ms(first50),
+        "p95_ttft_ms": _ms(first95),
+        "p99_ttft_ms": _ms(first99),
+        "total_cost_usd": cell.cost / 1e9,
+        "unpriced_count": cell.unpriced,
+        "input_tokens": cell.input,
+        "output_tokens": cell.output,
+        "total_tokens": cell.input + cell.output,
+    }
+
+
+def _ms(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
