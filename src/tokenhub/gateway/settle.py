@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from tokenhub.telemetry.journal import Entry
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 # Where clients name the conversation a request belongs to, first found counts.
 _SESSIONS = (b"x-session-id", b"session-id", b"x-claude-code-session-id", b"x-session-affinity")
 MAX_SESSION = 128
+
+log = logging.getLogger(__name__)
 
 
 def entry_of(call: Call, catalog: Catalog) -> Entry:
@@ -103,6 +106,30 @@ def publish(call: Call, bus: EventBus) -> None:
             "output_tokens": usage.completion if usage is not None else 0,
             "total_tokens": usage.total if usage is not None else 0,
             "ttft_ms": call.ttft_ms,
+        },
+    )
+
+
+def log_call(call: Call) -> None:
+    """One line of the server's log for a finished request; only installed at level debug."""
+    usage, cost = call.usage, call.cost
+    log.debug(
+        "request",
+        extra={
+            "request_id": call.request.id,
+            "endpoint": call.endpoint,
+            "key_id": call.grant.key_id,
+            "model": call.model_id,
+            "provider": call.provider_id,
+            "mode": call.decision.mode if call.decision is not None else "",
+            "status": call.status,
+            "error_class": call.error_class,
+            "error_msg": call.error,
+            "attempts": len(call.attempts),
+            "latency_ms": round((call.ended - call.began) * 1000.0, 3),
+            "ttft_ms": call.ttft_ms,
+            "tokens": usage.total if usage is not None else None,
+            "cost_usd": None if cost is None else cost / 1e9,
         },
     )
 

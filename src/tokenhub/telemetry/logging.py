@@ -114,9 +114,7 @@ def set_up(level: str, stream: TextIO | None = None) -> None:
     threading.excepthook = _uncaught_in_thread
 
 
-def _uncaught(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
+def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
         return

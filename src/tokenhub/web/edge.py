@@ -106,7 +106,8 @@ class Edge:
     def failed(self, request: Request | None, error: Exception) -> Response:
         """The answer to an error outside a handler, or to one that no handler expected."""
         if not isinstance(error, HubError):
-            log.error("a handler failed", exc_info=error)
+            request_id = request.id if request is not None else ""
+            log.error("a handler failed", exc_info=error, extra={"request_id": request_id})
             error = HubError(
                 "The server failed while it handled this request.",
                 code="internal_error",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from tokenhub.web.http import Request, Response
 
 KIND = "secret"
+
+log = logging.getLogger(__name__)
 
 
 class UnlockFields(msgspec.Struct, forbid_unknown_fields=True):
@@ -78,6 +81,7 @@ class VaultAdmin:
             self._audit.note(request, "vault.unlock", "vault", error.code or "refused")
             raise
         self._audit.note(request, "vault.unlock", "vault", "ok")
+        log.info("vault unlocked", extra={"request_id": request.id, "created": created})
         return json_answer({"ok": True, "created": created})
 
     async def lock(self, request: Request, _: None) -> Response:
