@@ -25,7 +25,7 @@ from tokenhub.credentials import CredentialsFile
 from tokenhub.gateway.hedge import Hedging
 from tokenhub.gateway.lanes import Lanes
 from tokenhub.gateway.pipeline import Pipeline
-from tokenhub.gateway.settle import entry_of, publish
+from tokenhub.gateway.settle import entry_of, log_call, publish
 from tokenhub.providers import adapters
 from tokenhub.providers.catalog import CatalogStore
 from tokenhub.providers.demo import DemoProvider, DemoUpstream
@@ -46,6 +46,7 @@ from tokenhub.storage.sqlite import SqliteDatabase
 from tokenhub.telemetry.audit import Audit
 from tokenhub.telemetry.events import EventBus
 from tokenhub.telemetry.journal import Journal
+from tokenhub.telemetry.logging import set_up
 from tokenhub.telemetry.observer import Observer
 from tokenhub.telemetry.retention import Retention, Rule
 from tokenhub.vault.vault import Vault
@@ -69,6 +70,8 @@ from tokenhub.web.http1 import HttpServer
 from tokenhub.web.routes import Handlers, routes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tokenhub.core.catalog import Provider
     from tokenhub.gateway.call import Call
     from tokenhub.settings import Settings
@@ -185,9 +188,17 @@ class App:
         self.vault.on_lock.append(
             lambda reason: bus.publish("vault", {"new_state": "locked", "reason": reason})
         )
+        self.vault.on_lock.append(lambda reason: log.info("vault locked", extra={"reason": reason}))
+        self.router.health.on_change(_log_health)
         self.catalog.listen(
             lambda catalog: bus.publish("config", {"reason": f"catalog {catalog.version}"})
         )
+
+    def _observers(self) -> list[Callable[[Call], None]]:
+        observers: list[Callable[[Call], None]] = [self._observe]
+        if log.isEnabledFor(logging.DEBUG):
+            observers.append(log_call)
+        return observers
 
     def _observe(self, call: Call) -> None:
         entry = entry_of(call, self.catalog.current)
@@ -226,7 +237,7 @@ class App:
             deadline_s=settings.provider_timeout_secs,
             first_token_s=settings.first_token_timeout_secs,
             hedging=_hedging(settings),
-            observers=[self._observe],
+            observers=self._observers(),
         )
 
         async def probe(provider: Provider) -> str | None:
@@ -297,11 +308,16 @@ class App:
             self.admin_token,
             v1_limiter=v1_limiter,
             admin_limiter=admin_limiter,
-            on_refused=lambda request, how: self.audit.note(request, "login", "admin", how),
+            on_refused=self._refused,
             cors_origins=frozenset(origin.encode() for origin in settings.cors_origins),
         )
         self.prober = Prober(self.router.health, clock, lambda: self.catalog.current, probe)
         self.server = HttpServer(edge, clock, body_limit=edge.max_body, render=edge.failed)
+
+    def _refused(self, request: Request, how: str) -> None:
+        self.audit.note(request, "login", "admin", how)
+        told = {"request_id": request.id, "address": request.peer, "reason": how}
+        log.warning("admin login refused", extra=told)
 
     def _limiter(self, rps: int, burst: int) -> AddressLimiter | None:
         if not rps:
@@ -377,6 +393,11 @@ def _hedging(settings: Settings) -> Hedging | None:
     return Hedging(settings.hedge_after_ms / 1000, settings.max_hedged_providers)
 
 
+def _log_health(provider_id: str, old: str, new: str, reason: str) -> None:
+    told = {"provider": provider_id, "from": old, "to": new, "reason": reason}
+    log.log(logging.INFO if new == "healthy" else logging.WARNING, "provider health", extra=told)
+
+
 def _routing_base(settings: Settings) -> RoutingSettings:
     return RoutingSettings(
         default_mode=settings.default_mode,
@@ -388,11 +409,7 @@ def _routing_base(settings: Settings) -> RoutingSettings:
 
 def run(settings: Settings, *, check: bool = False) -> int:
     """Run the server until a signal; the exit code."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        level={"warn": "WARNING"}.get(settings.log_level, settings.log_level.upper()),
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-    )
+    set_up(settings.log_level)
     for line in settings.warnings:
         log.warning("%s", line)
     return uvloop.run(_run(settings, check=check))
