@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from msgspec.structs import replace
 
+from tokenhub.core.bounds import BYTES_PER_TOKEN
 from tokenhub.core.errors import FailureClass, ProviderError, TransportError
 from tokenhub.gateway.call import ATTEMPTS, Answer
 from tokenhub.gateway.relay import Relay
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
     from tokenhub.access.hold import Hold
     from tokenhub.access.ledger import Ledger
     from tokenhub.core.bounds import Measure
-    from tokenhub.core.chat import ChatRequest
+    from tokenhub.core.chat import ChatRequest, Usage
     from tokenhub.core.clock import Clock
     from tokenhub.gateway.call import Call, ClientStream
     from tokenhub.gateway.lanes import Lane, Lanes
+    from tokenhub.providers.adapter import StreamRelay
     from tokenhub.providers.upstream import Answer as Upstream
     from tokenhub.providers.upstream import Timeouts, UpstreamRequest
     from tokenhub.routing.retry import Failover, Try
@@ -168,7 +170,7 @@ class Attempt:
         finally:
             call.upstream_s += self._clock.monotonic() - began
             # Also when the client leaves: what was generated so far is what it costs.
-            hold.note(content_bytes=wire.content_bytes, usage=wire.usage)
+            hold.note(content_bytes=wire.content_bytes, usage=_so_far(wire))
             call.malformed = wire.malformed
             if relay.stream is not None:
                 call.answered(step.candidate, hold.usage, wire.finish_reason)
@@ -203,6 +205,14 @@ class Attempt:
             # Its name is free text, and a header is not.
             headers.append((b"x-alias-from", quote(decision.alias, safe=_PLAIN).encode()))
         return headers
+
+
+def _so_far(wire: StreamRelay) -> Usage | None:
+    # A stream that was cut: the prompt as the provider reported it, the rest counted.
+    if wire.usage is not None or wire.early is None:
+        return wire.usage
+    completion = -(-wire.content_bytes // BYTES_PER_TOKEN)
+    return replace(wire.early, completion=completion, source="counted")
 
 
 def _refund(error: ProviderError, hold: Hold) -> None:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from tokenhub.providers.adapter import StreamRelay
     from tokenhub.providers.transport import Answer
 
+GRACE_S = 1.0  # between the protocol's end and the connection's
+
 
 class Relay:
     """Carries one upstream answer to one client.
@@ -44,6 +46,7 @@ class Relay:
         self._waited = waited
         self._silent = False
         self._tail = b""
+        self._grace: asyncio.TimerHandle | None = None
         self.stream: ClientStream | None = None
         self.first_at: float | None = None  # loop time of the first content
 
@@ -62,6 +65,8 @@ class Relay:
             self._tail = self._broken(error)
         finally:
             timer.cancel()
+            if self._grace is not None:
+                self._grace.cancel()
         if self.stream is None:
             if self._wire.failure is not None:
                 raise self._wire.failure
@@ -84,6 +89,10 @@ class Relay:
             self.stream.write(out)  # type: ignore[union-attr]  # _start has set it
         if self._wire.failure is not None:
             self._answer.abort()
+        elif self._wire.complete and self._grace is None:
+            # The answer is whole; a provider that then forgets to end it must not delay its end.
+            later = asyncio.get_running_loop().call_later
+            self._grace = later(GRACE_S, self._answer.abort)
 
     def _start(self) -> None:
         self.first_at = asyncio.get_running_loop().time()
