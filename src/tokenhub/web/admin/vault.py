@@ -81,7 +81,7 @@ class VaultAdmin:
             self._audit.note(request, "vault.unlock", "vault", error.code or "refused")
             raise
         self._audit.note(request, "vault.unlock", "vault", "ok")
-        log.info("vault unlocked", extra={"request_id": request.id, "created": created})
+        log.info("vault unlocked", extra={"request_id": request.id})
         return json_answer({"ok": True, "created": created})
 
     async def lock(self, request: Request, _: None) -> Response:
