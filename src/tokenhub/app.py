@@ -7,6 +7,7 @@ import logging
 import shlex
 import signal
 import sys
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,6 +82,7 @@ log = logging.getLogger(__name__)
 
 AUTO_LOCK_MS = 30 * 60 * 1000
 HEARTBEAT_EVERY = 15.0
+SHARE_S = 0.02  # decisions within this time see the same evidence
 KEYS_USED_EVERY = 5.0  # seconds between two writes of the last-used times
 
 
@@ -148,7 +150,7 @@ class App:
         app.rewards = RewardLog(db, asyncio.get_running_loop().call_later)
         app.routing_settings = await SettingsStore.open(db, _routing_base(settings))
         app.aliases = await Aliases.open(db, clock)
-        app.router = Router(clock, log=app.rewards)
+        app.router = Router(clock, log=app.rewards, share_s=SHARE_S)
         app.router.update(aliases=app.aliases.current, settings=app.routing_settings.effective)
         app.prices = PriceBook(clock)
         app.catalog = CatalogStore(db, clock, app.prices, demo=settings.demo)
@@ -529,11 +531,16 @@ async def _demo_answer(demo: DemoProvider, request: Request) -> Response | None:
         kind = dict(headers).get(b"content-type", b"application/json")
         return Response(status, body, rest, kind)
     stream = request.open_stream(status, headers)
-    for pause, piece in [(0.0, body)] if isinstance(body, bytes) else body:
-        if pause:
-            await asyncio.sleep(pause)
-        stream.write(piece)
-        await stream.drain()
+    pieces = iter([(0.0, body)]) if isinstance(body, bytes) else body
+    try:
+        for pause, piece in pieces:
+            if pause:
+                await asyncio.sleep(pause)
+            stream.write(piece)
+            await stream.drain()
+    finally:
+        if isinstance(pieces, Generator):
+            pieces.close()  # a client that leaves early is charged for what it got
     if cut:
         stream.abort()
     else:
