@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 
 import pytest
 from tests.e2e.server import Hub
@@ -172,3 +173,18 @@ def test_a_provider_that_answers_garbage_is_a_502(tmp_path):
             assert reply.status in {502, 503}, reply.body
     finally:
         hub.stop()
+
+
+def test_a_stranger_is_refused_before_the_body_is_read(hub):
+    with socket.create_connection(("127.0.0.1", hub.port), 10) as sock:
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n"
+        sock.sendall((head + "Authorization: Bearer nobody\r\n\r\n").encode())
+        assert sock.recv(4096).startswith(b"HTTP/1.1 401 ")
+
+
+def test_each_route_answers_in_its_own_dialect(hub):
+    headers = {"Authorization": "Bearer nobody"}
+    openai = hub.request("POST", "/v1/chat/completions", {}, headers=headers).json()
+    native = hub.request("POST", "/v1/chat", {}, headers=headers).json()
+    assert openai["error"]["code"] == "invalid_api_key"
+    assert (isinstance(native["error"], str), native["code"]) == (True, "invalid_api_key")

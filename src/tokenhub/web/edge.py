@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenhub.core.errors import Forbidden, HubError, Unauthorized
 from tokenhub.web.answers import NATIVE, OPENAI, PRIVATE, error_answer
+from tokenhub.web.gate import Gated
 from tokenhub.web.http import Response, render_error
 from tokenhub.web.match import Matcher
 
@@ -39,8 +40,8 @@ class Route:
     """One row of the URL table.
 
     ``access`` is PUBLIC, ADMIN, ANY_KEY or a scope. ``handler(request, caller)`` gets the Grant
-    for key routes, else None. ``spends``: the handler may cost money, so it must be one of the
-    gateway's, which book it.
+    for key routes, else None. ``spends``: the handler may cost money, so it must belong to a
+    ``Gated``, which books it.
     """
 
     method: str
@@ -81,16 +82,14 @@ class Edge:
 
     async def __call__(self, request: Request) -> Response | None:
         """Answer a request; None when the handler streamed its answer."""
-        route: Route | None = None
         try:
-            route = request.route or self._match(request)
-            caller = self._authorise(route, request)
+            route, caller = request.route or self._admit(request)
             if route.access == ADMIN and route.method != "GET":
                 answer = await self._to_its_end(route.handler(request, caller))
             else:
                 answer = await route.handler(request, caller)
         except HubError as error:
-            answer = error_answer(error, dialect_of(request, route), request)
+            answer = error_answer(error, self._dialect(request), request)
         if self._cors_origins and answer is not None:
             self._allow_origin(request, answer)
         return answer
@@ -99,9 +98,10 @@ class Edge:
         """How large the body of this request may be, asked before it is read.
 
         Raises:
-            NotFound, MethodNotAllowed, InvalidRequest: so that no body is read for nothing.
+            HubError: nobody may send this here, so that no body is read for nothing.
         """
-        return self._match(request).max_body
+        route, _ = self._admit(request)
+        return route.max_body
 
     def failed(self, request: Request | None, error: Exception) -> Response:
         """The answer to an error outside a handler, or to one that no handler expected."""
@@ -115,7 +115,7 @@ class Edge:
             )
         if request is None:
             return render_error(None, error)
-        return error_answer(error, dialect_of(request, None), request)
+        return error_answer(error, self._dialect(request), request)
 
     async def _to_its_end(self, change: Coroutine[Any, Any, Response | None]) -> Response | None:
         """A change goes on when its client leaves: what is stored and what is in memory agree."""
@@ -124,12 +124,20 @@ class Edge:
         task.add_done_callback(self._changes.discard)
         return await asyncio.shield(task)
 
-    def _match(self, request: Request) -> Route:
+    def _dialect(self, request: Request) -> str:
+        """The error dialect of a request: its route's, or that of where it knocked."""
+        try:
+            return self._matcher.match(request.method, request.path)[0].dialect
+        except HubError:
+            return OPENAI if request.path.startswith("/v1/") else NATIVE
+
+    def _admit(self, request: Request) -> tuple[Route, Grant | None]:
+        """The route, and who calls; kept with the request, so that it is asked once."""
         if request.method == "OPTIONS" and self._cors_origins:
-            return _PREFLIGHT
+            return _PREFLIGHT, None
         route, request.params = self._matcher.match(request.method, request.path)
-        request.route = route
-        return route
+        request.route = admitted = route, self._authorise(route, request)
+        return admitted
 
     def _authorise(self, route: Route, request: Request) -> Grant | None:
         headers = request.headers
@@ -174,18 +182,13 @@ class Edge:
             ]
 
 
-def dialect_of(request: Request, route: Route | None) -> str:
-    """The error dialect for a request, by its route or, without one, by where it knocked."""
-    if route is not None:
-        return route.dialect
-    return OPENAI if request.path.startswith("/v1/") else NATIVE
-
-
 def _check(route: Route) -> None:
     if route.access not in {PUBLIC, ADMIN, ANY_KEY, *SCOPES}:
         raise ValueError(f"{route.path}: nobody is named who may call it")
-    if route.path.startswith("/v1/") and route.method == "POST" and not route.spends:
+    if route.path.startswith("/v1/") and route.method != "GET" and not route.spends:
         raise ValueError(f"{route.path}: a route that could spend must pass the gate")
+    if route.spends and not isinstance(getattr(route.handler, "__self__", None), Gated):
+        raise ValueError(f"{route.path}: only the gateway's handlers may spend, they book it")
     if route.spends and route.access not in SCOPES:
         raise ValueError(f"{route.path}: money needs a key with a scope")
 
