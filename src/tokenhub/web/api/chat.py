@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tokenhub.web.gate import Gated
 from tokenhub.web.http import Response
 
 if TYPE_CHECKING:
     from tokenhub.access.keys import Grant
-    from tokenhub.gateway.pipeline import Pipeline
     from tokenhub.web.http import Request
 
 
-class ChatApi:
+class ChatApi(Gated):
     """Hands a chat request to the pipeline."""
-
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._pipeline = pipeline
 
     async def completions(self, request: Request, grant: Grant) -> Response | None:
         """Answer a chat request; None when the answer was streamed."""
