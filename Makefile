@@ -137,8 +137,8 @@ bench: .venv/.run  ## measure against nginx as a plain proxy; BENCH="json stream
 	@$(PY) bench/run.py $(BENCH)
 
 lock: .venv/.run  ## write requirements/*.txt anew from *.in; UPGRADE=1 takes the newest versions
-	@set -e; for name in bootstrap runtime dev build bench real; do \
-	  case $$name in dev) pins=runtime;; build) pins=dev;; *) pins=;; esac; \
+	@set -e; for name in bootstrap runtime otel dev build bench real; do \
+	  case $$name in otel|dev) pins=runtime;; build) pins=dev;; *) pins=;; esac; \
 	  $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	    --no-annotate --no-emit-index-url $(if $(UPGRADE),--upgrade) \
 	    $$([ $$name = real ] && echo --no-deps) $${pins:+--constraint requirements/$$pins.txt} \

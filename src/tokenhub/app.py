@@ -73,9 +73,10 @@ from tokenhub.web.routes import Handlers, routes
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tokenhub.core.catalog import Provider
-    from tokenhub.gateway.call import Call
+    from tokenhub.core.catalog import Catalog, Provider
+    from tokenhub.gateway.call import Call, ClientRequest
     from tokenhub.settings import Settings
+    from tokenhub.telemetry.tracing import Tracing
     from tokenhub.web.http import Request, Response
 
 log = logging.getLogger(__name__)
@@ -111,6 +112,7 @@ class App:
         self.observer: Observer
         self.retention: Retention
         self.transport: HttpTransport
+        self.tracing: Tracing | None = None
         self.prober: Prober
         self.server: HttpServer
         self._tasks: list[asyncio.Task[None]] = []
@@ -169,6 +171,7 @@ class App:
             retention_days=settings.series_retention_days,
         )
         await app.observer.open()
+        app.tracing = _tracing(settings, lambda: app.catalog.current)
         app._wire()
         app._announce()
         return app
@@ -200,6 +203,8 @@ class App:
         observers: list[Callable[[Call], None]] = [self._observe]
         if log.isEnabledFor(logging.DEBUG):
             observers.append(log_call)
+        if self.tracing is not None:
+            observers.append(self._record)
         return observers
 
     def _observe(self, call: Call) -> None:
@@ -221,6 +226,7 @@ class App:
             demo,
             self._credential,
             lambda: self.vault.locked,
+            self._trace if self.tracing is not None else None,
         )
         limits = KeyLimits(
             clock,
@@ -316,6 +322,15 @@ class App:
         self.prober = Prober(self.router.health, clock, lambda: self.catalog.current, probe)
         self.server = HttpServer(edge, clock, body_limit=edge.max_body, render=edge.failed)
 
+    def _trace(self, request: ClientRequest, attempt: int) -> list[tuple[bytes, bytes]]:
+        assert self.tracing is not None
+        return self.tracing.upstream(request.id, request.headers, attempt)
+
+    def _record(self, call: Call) -> None:
+        assert self.tracing is not None
+        entry = entry_of(call, self.catalog.current)
+        self.tracing.record(entry, call.decision, call.chat, call.request.headers)
+
     def _refused(self, request: Request, how: str) -> None:
         self.audit.note(request, "login", "admin", how)
         told = {"request_id": request.id, "address": request.peer, "reason": how}
@@ -369,6 +384,8 @@ class App:
         self.journal.flush()
         self.observer.close()
         await self.ledger.close()
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
         await self.db.close()
         self.data.close()
 
@@ -393,6 +410,19 @@ def _hedging(settings: Settings) -> Hedging | None:
     if not settings.hedge_after_ms:
         return None
     return Hedging(settings.hedge_after_ms / 1000, settings.max_hedged_providers)
+
+
+def _tracing(settings: Settings, catalog: Callable[[], Catalog]) -> Tracing | None:
+    if not settings.otel_enabled:
+        return None
+    try:
+        from tokenhub.telemetry.tracing import connect  # noqa: PLC0415  # an extra, 200 ms
+    except ImportError as error:
+        raise HubError(
+            f"TOKENHUB_OTEL_ENABLED needs the extra [otel] ({error}).",
+            hint="Install it (pip install 'tokenhub[otel]', or -r requirements/otel.txt).",
+        ) from None
+    return connect(settings.otel_endpoint, settings.otel_service_name, __version__, catalog)
 
 
 def _log_health(provider_id: str, old: str, new: str, reason: str) -> None:

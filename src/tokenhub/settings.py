@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -68,6 +69,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     admin_rate_limit_burst: int = 60
     health_probe_disabled: bool = False
     shutdown_drain_secs: int = 25
+    otel_enabled: bool = False
+    otel_endpoint: str = "http://localhost:4318/v1/traces"
+    otel_service_name: str = "tokenhub"
     log_retention_days: int = 90
     decision_retention_days: int = 30
     series_retention_days: int = 400
@@ -156,6 +160,12 @@ def _password(text: str) -> str:
     return text
 
 
+def _otlp(text: str) -> str:
+    if not text.startswith(("http://", "https://")) or not urlsplit(text).hostname:
+        raise ValueError("must be a URL, for example http://localhost:4318")
+    return text if "/v1/traces" in text else text.rstrip("/") + "/v1/traces"
+
+
 def _absent(text: str) -> bool:
     if _flag(text):
         raise ValueError("is not offered by this server; unset it")
@@ -206,6 +216,9 @@ VARIABLES = (
     ),
     Variable("METRICS_AUTH", _flag, "false", "/metrics asks for the admin token"),
     Variable("METRICS_BUDGETS", _flag, "false", "/metrics shows what keys have left, by name"),
+    Variable("OTEL_ENABLED", _flag, "false", "send traces; needs the extra [otel]"),
+    Variable("OTEL_ENDPOINT", _otlp, "http://localhost:4318", "OTLP over HTTP; /v1/traces added"),
+    Variable("OTEL_SERVICE_NAME", str, "tokenhub", "service.name of the traces"),
     Variable("PRICING_REFRESH_ENABLED", _absent, "false", "no prices are ever downloaded"),
     Variable("TEMPORAL_ENABLED", _absent, "false", "no external workflow engine is used"),
 )

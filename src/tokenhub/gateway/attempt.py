@@ -114,6 +114,8 @@ class Attempt:
         )
         cap = _lowest(limit.max_tokens, step.candidate.output_cap)
         request = lane.adapter.request(chat, lane.target, max_tokens=cap)
+        if (trace := self._lanes.trace) is not None:
+            request.headers = [*request.headers, *trace(call.request, step.number)]
         async with ledger.spend(call.grant, call.request.id, step.number, model, limit) as hold:
             self._hold = hold
             hold.note(sent=True)

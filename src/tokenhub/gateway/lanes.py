@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from tokenhub.core.catalog import Catalog, Model, Provider
+    from tokenhub.gateway.call import ClientRequest
     from tokenhub.providers.adapter import Adapter
     from tokenhub.providers.egress import Origin
     from tokenhub.providers.upstream import Upstream
@@ -40,6 +41,8 @@ class Lanes:
         builtin: the demo provider inside this process.
         credential: a provider's key, None when it has none; VaultLocked while that is so.
         locked: whether credentials cannot be read now.
+        trace: headers that tell a provider of the trace, None without tracing: from the request
+            and the number of the attempt.
     """
 
     def __init__(
@@ -50,7 +53,9 @@ class Lanes:
         builtin: Upstream,
         credential: Callable[[Provider], bytes | None],
         locked: Callable[[], bool],
+        trace: Callable[[ClientRequest, int], list[tuple[bytes, bytes]]] | None = None,
     ) -> None:
+        self.trace = trace
         self._locked = locked
         self._catalog = catalog
         self._adapters = adapters

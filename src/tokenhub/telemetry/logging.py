@@ -107,8 +107,8 @@ def set_up(level: str, stream: TextIO | None = None) -> None:
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(LEVELS[level])
-    # asyncio's debug lines are about selectors, not about requests.
-    logging.getLogger("asyncio").setLevel(max(LEVELS[level], logging.INFO))
+    for chatty in ("asyncio", "urllib3"):  # their debug lines are not about requests
+        logging.getLogger(chatty).setLevel(max(LEVELS[level], logging.INFO))
     logging.captureWarnings(capture=True)
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_thread
