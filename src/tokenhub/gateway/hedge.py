@@ -62,7 +62,7 @@ async def race(first: Attempt, run: Run, hedging: Hedging) -> Answer | None:
             for task in ended:
                 if contest.answered(task):
                     return task.result()
-            if not ended:
+            if not ended and contest.open:  # content may have come while this waited
                 contest.start(first.beside())
         raise contest.verdict
     finally:
@@ -102,9 +102,9 @@ class _Race:
             ProviderError: nobody else would do better.
         """
         self.running.discard(task)
+        error = None if task.cancelled() else task.exception()
         if self._decided and task is not self._winner:
             return False
-        error = task.exception()
         if error is None:
             return True
         if not isinstance(error, ProviderError | HubError):
@@ -121,8 +121,7 @@ class _Race:
         self._decided = True
         for task in self.running:
             task.cancel()
-        if self.running:
-            await asyncio.wait(self.running)
+        await asyncio.gather(*self.running, return_exceptions=True)
 
     def _won(self, task: asyncio.Task[Answer | None]) -> None:
         """Content has come. Called once by each attempt, before the client gets any of it."""
