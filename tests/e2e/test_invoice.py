@@ -40,6 +40,10 @@ PRICES = {  # the demo provider's list prices, in dollars per 1000 tokens
 }
 OPENAI_LANES = ("m0", "m1", "m2", "m3")
 ANTHROPIC_LANES = ("a0", "a1")
+LANES = OPENAI_LANES + ANTHROPIC_LANES
+LEAVERS = {"left", "hung"}
+RESTING = {429, 503}  # the lane's provider is left alone for a while
+CUT, LEFT = -1, -2
 COLUMNS = ("prompt", "completion", "cached_read", "cached_write", "reasoning")
 
 # kind → share, whether streamed (None = either), what the provider is asked to do in the body.
@@ -86,16 +90,22 @@ class Traffic:
     def plan(self):
         names = list(KINDS)
         kind = self.random.choices(names, [KINDS[name][0] for name in names])[0]
+        return kind, [self.members(kind, lane) for lane in self.lanes()]
+
+    def lanes(self):
+        return self.random.sample(LANES, len(LANES)) * 4
+
+    def members(self, kind, lane):
         _, stream, demo = KINDS[kind]
         stream = self.random.random() < 0.5 if stream is None else stream
         words = " ".join("word" for _ in range(self.random.randrange(1, 40)))
         members = {
-            "model": self.random.choice(OPENAI_LANES + ANTHROPIC_LANES),
+            "model": lane,
             "messages": [{"role": "user", "content": words}],
             "stream": stream,
             "max_tokens": 200,
         }
-        if members["model"] in OPENAI_LANES:
+        if lane in OPENAI_LANES:
             own = {"tokens": self.random.randrange(8, 60), "cached": self.random.randrange(4)}
             own |= {"cache_write": self.random.randrange(3), "reasoning": self.random.randrange(5)}
             members["demo"] = own | demo
@@ -103,25 +113,33 @@ class Traffic:
             members["model"] += "/" + self.random.choice(PRESETS.get(kind, ("demo",)))
         if stream and self.random.random() < 0.5:
             members["stream_options"] = {"include_usage": True}
-        return kind, members
+        return members
 
     def one(self, planned):
-        kind, members = planned
-        if kind in {"left", "hung"}:
-            client = Client(self.shop, **members)
-            if kind == "left":
-                self.seen[kind, int(client.read_until(b"\r\n").split()[1])] += 1
-            else:
-                client.sock.settimeout(0.05)
-                with contextlib.suppress(TimeoutError):
-                    client.sock.recv(1)
-            client.leave()
-            return
+        """Ask one lane after the other, until one is not left alone just now."""
+        kind, tries = planned
+        for members in tries:
+            status = self.leave(kind, members) if kind in LEAVERS else self.ask(members)
+            self.seen[kind, status] += 1
+            if status not in RESTING or kind == "limited":
+                return
+
+    def ask(self, members):
         try:
-            status = self.shop.ask(**members).status
+            return self.shop.ask(**members).status
         except (OSError, http.client.HTTPException):
-            status = -1  # the stream was cut
-        self.seen[kind, status] += 1
+            return CUT
+
+    def leave(self, kind, members):
+        client = Client(self.shop, **members)
+        try:
+            if kind == "hung":
+                client.sock.settimeout(0.05)
+            return int(client.read_until(b"\r\n").split()[1])
+        except TimeoutError:
+            return LEFT
+        finally:
+            client.leave()
 
 
 @pytest.mark.timeout(60 + REQUESTS // 10)
@@ -129,7 +147,7 @@ def test_our_total_is_the_providers_total(hub, upstream):
     shop = Shop(hub, upstream)
     mine = secrets.token_hex(4)
     # One address, many providers: one that fails is left alone for a while, the others go on.
-    for lane in OPENAI_LANES + ANTHROPIC_LANES:
+    for lane in LANES:
         kind = "vllm" if lane in OPENAI_LANES else "anthropic"
         hub.ok("POST", "/providers", {"id": lane, "type": kind, "base_url": upstream})
     presets = sorted({name for names in PRESETS.values() for name in names})
