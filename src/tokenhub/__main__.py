@@ -79,7 +79,7 @@ def _serve(*, check: bool) -> int:
     if settings is None:
         return 2
     _harden()
-    from tokenhub.app import run  # noqa: PLC0415  # nothing is loaded before the settings are right
+    from tokenhub.serve import run  # noqa: PLC0415  # nothing is loaded before the settings are right
 
     return run(settings, check=check)
 
@@ -96,7 +96,7 @@ def _harden() -> None:
 
 
 def _demo_provider(port: int) -> int:
-    from tokenhub.app import run_demo_provider  # noqa: PLC0415  # as above
+    from tokenhub.serve import run_demo_provider  # noqa: PLC0415  # as above
 
     return run_demo_provider(port)
 

@@ -1,22 +1,16 @@
-"""The composition root: where concrete classes meet. ``build`` reads as the parts list."""
+"""The composition root: where concrete classes meet. ``App.build`` reads as the parts list."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import shlex
-import signal
-import sys
-from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import uvloop
 
 from tokenhub import __version__
 from tokenhub.access.admin_token import AdminToken
 from tokenhub.access.bookkeeper import Bookkeeper
-from tokenhub.access.keys import DEMO_FILE, Keys, load_pepper
+from tokenhub.access.keys import Keys, load_pepper
 from tokenhub.access.ledger import Ledger
 from tokenhub.access.limits import AddressLimiter, KeyLimits
 from tokenhub.core.clock import SystemClock
@@ -41,13 +35,11 @@ from tokenhub.routing.rewards import RewardLog
 from tokenhub.routing.router import Router
 from tokenhub.routing.rules import RoutingSettings
 from tokenhub.routing.settings import SettingsStore
-from tokenhub.storage.database import StorageRefused
 from tokenhub.storage.files import DataDir
 from tokenhub.storage.sqlite import SqliteDatabase
 from tokenhub.telemetry.audit import Audit
 from tokenhub.telemetry.events import EventBus
 from tokenhub.telemetry.journal import Journal
-from tokenhub.telemetry.logging import set_up
 from tokenhub.telemetry.observer import Observer
 from tokenhub.telemetry.retention import Retention, Rule
 from tokenhub.vault.vault import Vault
@@ -77,7 +69,7 @@ if TYPE_CHECKING:
     from tokenhub.gateway.call import Call, ClientRequest
     from tokenhub.settings import Settings
     from tokenhub.telemetry.tracing import Tracing
-    from tokenhub.web.http import Request, Response
+    from tokenhub.web.http import Request
 
 log = logging.getLogger(__name__)
 
@@ -143,9 +135,10 @@ class App:
             enabled=settings.vault_enabled,
             auto_lock_ms=0 if settings.vault_password else AUTO_LOCK_MS,
         )
-        app.vault.on_lock.append(lambda reason: app.audit.own("vault.lock", "vault", reason))
+        app.vault.on_lock.append(app._audit_lock)
         if settings.vault_enabled and settings.vault_password:
             await app.vault.unlock(settings.vault_password.encode())
+            app.audit.own("vault.unlock", "vault", "TOKENHUB_VAULT_PASSWORD")
         if settings.demo:
             await app.keys.ensure_demo_key(data)
         app.ledger = await Ledger.open(db, clock)
@@ -331,6 +324,10 @@ class App:
         entry = entry_of(call, self.catalog.current)
         self.tracing.record(entry, call.decision, call.chat, call.request.headers)
 
+    def _audit_lock(self, reason: str) -> None:
+        if reason != "admin":  # that one has its row from whoever asked
+            self.audit.own("vault.lock", "vault", reason)
+
     def _refused(self, request: Request, how: str) -> None:
         self.audit.note(request, "login", "admin", how)
         told = {"request_id": request.id, "address": request.peer, "reason": how}
@@ -437,142 +434,3 @@ def _routing_base(settings: Settings) -> RoutingSettings:
         default_max_latency_ms=settings.default_max_latency_ms,
         exploration_temp=settings.exploration_temp,
     )
-
-
-def run(settings: Settings, *, check: bool = False) -> int:
-    """Run the server until a signal; the exit code."""
-    set_up(settings.log_level)
-    for line in settings.warnings:
-        log.warning("%s", line)
-    return uvloop.run(_run(settings, check=check))
-
-
-async def _run(settings: Settings, *, check: bool) -> int:
-    try:
-        app = await App.build(settings)
-    except (StorageRefused, HubError) as error:
-        hint = getattr(error, "hint", None)
-        print(f"tokenhub: not started: {error}{' ' + hint if hint else ''}", file=sys.stderr)
-        return 3
-    if check:
-        await app.close()
-        print("tokenhub: the settings are right and the data can be opened.")
-        return 0
-    try:
-        port = await app.start()
-    except OSError as error:
-        await app.close()
-        where = f"{settings.listen_host}:{settings.listen_port}"
-        print(
-            f"tokenhub: not started: cannot listen on {where}: {error.strerror or error}. "
-            "Stop what listens there, or set TOKENHUB_LISTEN_ADDR.",
-            file=sys.stderr,
-        )
-        return 3
-    stop = _stop_signal()
-    for line in first_lines(app, port):
-        print(line, flush=True)
-    await stop
-    await app.stop()
-    return 0
-
-
-def _stop_signal() -> asyncio.Future[signal.Signals]:
-    """Done when the process is asked to stop; from here on it does not simply die."""
-    loop = asyncio.get_running_loop()
-    stop = loop.create_future()
-
-    def asked(number: signal.Signals) -> None:
-        if stop.done():
-            raise SystemExit(128 + number)
-        stop.set_result(number)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, asked, number)
-    return stop
-
-
-def first_lines(app: App, port: int) -> list[str]:
-    """What a person needs to know at the start: six lines, no secret."""
-    host = app.settings.listen_host
-    shown = "localhost" if host in {"127.0.0.1", "0.0.0.0", "::", "::1"} else host
-    url = f"http://{shown}:{port}"
-    data = app.data.path
-    catalog = app.catalog.current
-    if "demo" in catalog.models and catalog.models["demo"].source == "runtime":
-        providers = 'none yet; the built-in demo provider answers (model "demo", offline, free)'
-        key = f"$(cat {shlex.quote(str(data / DEMO_FILE))})"
-        body = '{"model":"demo","messages":[{"role":"user","content":"Hello"}]}'
-        attempt = (
-            f'curl -s {url}/v1/chat/completions -H "Authorization: Bearer {key}" '
-            f"-H 'Content-Type: application/json' -d '{body}'"
-        )
-    else:
-        providers = f"{len(catalog.providers)} with {len(catalog.models)} models"
-        attempt = 'tokenhubctl model list; a key: tokenhubctl apikey create \'{"name":"my-app"}\''
-    vault = (
-        "off"
-        if not app.vault.enabled
-        else "not created yet: tokenhubctl vault unlock"
-        if not app.vault.initialized
-        else "locked: tokenhubctl vault unlock"
-        if app.vault.locked
-        else "unlocked"
-    )
-    return [
-        f"TokenHub {__version__}  {url}",
-        f"data         {data}",
-        f"admin token  {data / '.admin-token'}   (tokenhubctl admin-token)",
-        f"vault        {vault}",
-        f"providers    {providers}",
-        f"try it       {attempt}",
-    ]
-
-
-def run_demo_provider(port: int) -> int:
-    """Serve the demo provider alone, over HTTP on 127.0.0.1, until a signal."""
-    return uvloop.run(_run_demo_provider(port))
-
-
-async def _run_demo_provider(port: int) -> int:
-    clock = SystemClock()
-    demo = DemoProvider(clock)
-    server = HttpServer(lambda request: _demo_answer(demo, request), clock)
-    try:
-        port = await server.start("127.0.0.1", port)
-    except OSError as error:
-        print(f"tokenhub: cannot listen on port {port}: {error.strerror}", file=sys.stderr)
-        return 3
-    stop = _stop_signal()
-    print(f"demo provider listening on http://127.0.0.1:{port}", flush=True)
-    await stop
-    await server.drain(1)
-    return 0
-
-
-async def _demo_answer(demo: DemoProvider, request: Request) -> Response | None:
-    from tokenhub.web.http import Response  # noqa: PLC0415  # only this process form needs it
-
-    status, headers, body, cut = await demo.answer(
-        request.method, request.target, request.headers, request.body
-    )
-    if isinstance(body, bytes) and not cut:
-        rest = [pair for pair in headers if pair[0] != b"content-type"]
-        kind = dict(headers).get(b"content-type", b"application/json")
-        return Response(status, body, rest, kind)
-    stream = request.open_stream(status, headers)
-    pieces = iter([(0.0, body)]) if isinstance(body, bytes) else body
-    try:
-        for pause, piece in pieces:
-            if pause:
-                await asyncio.sleep(pause)
-            stream.write(piece)
-            await stream.drain()
-    finally:
-        if isinstance(pieces, Generator):
-            pieces.close()  # a client that leaves early is charged for what it got
-    if cut:
-        stream.abort()
-    else:
-        stream.end()
-    return None

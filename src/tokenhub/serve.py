@@ -1,0 +1,167 @@
+"""Run the server, or the demo provider alone, until a signal; tell the person who started it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shlex
+import signal
+import sys
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+import uvloop
+
+from tokenhub import __version__
+from tokenhub.access.keys import DEMO_FILE
+from tokenhub.app import App
+from tokenhub.core.clock import SystemClock
+from tokenhub.core.errors import HubError
+from tokenhub.providers.demo import DemoProvider
+from tokenhub.storage.database import StorageRefused
+from tokenhub.telemetry.logging import set_up
+from tokenhub.web.http import Response
+from tokenhub.web.http1 import HttpServer
+
+if TYPE_CHECKING:
+    from tokenhub.settings import Settings
+    from tokenhub.web.http import Request
+
+log = logging.getLogger(__name__)
+
+
+def run(settings: Settings, *, check: bool = False) -> int:
+    """Run the server until a signal; the exit code."""
+    set_up(settings.log_level)
+    for line in settings.warnings:
+        log.warning("%s", line)
+    return uvloop.run(_run(settings, check=check))
+
+
+async def _run(settings: Settings, *, check: bool) -> int:
+    try:
+        app = await App.build(settings)
+    except (StorageRefused, HubError) as error:
+        hint = getattr(error, "hint", None)
+        print(f"tokenhub: not started: {error}{' ' + hint if hint else ''}", file=sys.stderr)
+        return 3
+    if check:
+        await app.close()
+        print("tokenhub: the settings are right and the data can be opened.")
+        return 0
+    try:
+        port = await app.start()
+    except OSError as error:
+        await app.close()
+        where = f"{settings.listen_host}:{settings.listen_port}"
+        print(
+            f"tokenhub: not started: cannot listen on {where}: {error.strerror or error}. "
+            "Stop what listens there, or set TOKENHUB_LISTEN_ADDR.",
+            file=sys.stderr,
+        )
+        return 3
+    stop = _stop_signal()
+    for line in first_lines(app, port):
+        print(line, flush=True)
+    await stop
+    await app.stop()
+    return 0
+
+
+def _stop_signal() -> asyncio.Future[signal.Signals]:
+    """Done when the process is asked to stop; from here on it does not simply die."""
+    loop = asyncio.get_running_loop()
+    stop = loop.create_future()
+
+    def asked(number: signal.Signals) -> None:
+        if stop.done():
+            raise SystemExit(128 + number)
+        stop.set_result(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked, number)
+    return stop
+
+
+def first_lines(app: App, port: int) -> list[str]:
+    """What a person needs to know at the start: six lines, no secret."""
+    host = app.settings.listen_host
+    shown = "localhost" if host in {"127.0.0.1", "0.0.0.0", "::", "::1"} else host
+    url = f"http://{shown}:{port}"
+    data = app.data.path
+    catalog = app.catalog.current
+    if "demo" in catalog.models and catalog.models["demo"].source == "runtime":
+        providers = 'none yet; the built-in demo provider answers (model "demo", offline, free)'
+        key = f"$(cat {shlex.quote(str(data / DEMO_FILE))})"
+        body = '{"model":"demo","messages":[{"role":"user","content":"Hello"}]}'
+        attempt = (
+            f'curl -s {url}/v1/chat/completions -H "Authorization: Bearer {key}" '
+            f"-H 'Content-Type: application/json' -d '{body}'"
+        )
+    else:
+        providers = f"{len(catalog.providers)} with {len(catalog.models)} models"
+        attempt = 'tokenhubctl model list; a key: tokenhubctl apikey create \'{"name":"my-app"}\''
+    vault = (
+        "off"
+        if not app.vault.enabled
+        else "not created yet: tokenhubctl vault unlock"
+        if not app.vault.initialized
+        else "locked: tokenhubctl vault unlock"
+        if app.vault.locked
+        else "unlocked"
+    )
+    return [
+        f"TokenHub {__version__}  {url}",
+        f"data         {data}",
+        f"admin token  {data / '.admin-token'}   (tokenhubctl admin-token)",
+        f"vault        {vault}",
+        f"providers    {providers}",
+        f"try it       {attempt}",
+    ]
+
+
+def run_demo_provider(port: int) -> int:
+    """Serve the demo provider alone, over HTTP on 127.0.0.1, until a signal."""
+    return uvloop.run(_run_demo_provider(port))
+
+
+async def _run_demo_provider(port: int) -> int:
+    clock = SystemClock()
+    demo = DemoProvider(clock)
+    server = HttpServer(lambda request: _demo_answer(demo, request), clock)
+    try:
+        port = await server.start("127.0.0.1", port)
+    except OSError as error:
+        print(f"tokenhub: cannot listen on port {port}: {error.strerror}", file=sys.stderr)
+        return 3
+    stop = _stop_signal()
+    print(f"demo provider listening on http://127.0.0.1:{port}", flush=True)
+    await stop
+    await server.drain(1)
+    return 0
+
+
+async def _demo_answer(demo: DemoProvider, request: Request) -> Response | None:
+    status, headers, body, cut = await demo.answer(
+        request.method, request.target, request.headers, request.body
+    )
+    if isinstance(body, bytes) and not cut:
+        rest = [pair for pair in headers if pair[0] != b"content-type"]
+        kind = dict(headers).get(b"content-type", b"application/json")
+        return Response(status, body, rest, kind)
+    stream = request.open_stream(status, headers)
+    pieces = iter([(0.0, body)]) if isinstance(body, bytes) else body
+    try:
+        for pause, piece in pieces:
+            if pause:
+                await asyncio.sleep(pause)
+            stream.write(piece)
+            await stream.drain()
+    finally:
+        if isinstance(pieces, Generator):
+            pieces.close()  # a client that leaves early is charged for what it got
+    if cut:
+        stream.abort()
+    else:
+        stream.end()
+    return None
