@@ -60,8 +60,17 @@ class Audit:
 
         return write
 
+    async def noted(self, request: Origin, action: str, resource: str, outcome: str) -> None:
+        """A row as of ``note``, durable when this returns: what must not go unseen waits for it.
+
+        Raises:
+            StorageFailed, ConstraintViolated: there is no row, so it must not happen either.
+        """
+        row = self._row("admin", request.peer, action, resource, request.id)
+        await self._db.write(lambda tx: _append(tx, row | {"outcome": outcome}))
+
     def note(self, request: Origin, action: str, resource: str, outcome: str) -> None:
-        """A row for what changes no stored object: a failed login, a secret read, an unlock."""
+        """A row for what has been refused anyway: a failed login. Does not wait."""
         row = self._row("admin", request.peer, action, resource, request.id)
         self._soon(row | {"outcome": outcome})
 

@@ -16,6 +16,10 @@ class Auditor(Protocol):
         """A row writer for the change's own transaction: no row, no change."""
         ...
 
+    async def noted(self, request: Request, action: str, resource: str, outcome: str) -> None:
+        """A row as of ``note`` that is durable when this returns; raises when it cannot be."""
+        ...
+
     def note(self, request: Request, action: str, resource: str, outcome: str) -> None:
-        """A row for something that changes no stored object: a failed login, a secret read."""
+        """A row for something that changes no stored object: a failed login."""
         ...

@@ -13,6 +13,7 @@ from tokenhub.access.bookkeeper import By
 from tokenhub.core.errors import InvalidRequest
 from tokenhub.core.fields import decode_fields
 from tokenhub.core.money import parse_signed_usd, usd
+from tokenhub.web.admin.moments import rfc3339
 from tokenhub.web.admin.paging import query_of
 from tokenhub.web.answers import json_answer
 
@@ -82,7 +83,7 @@ class BudgetAdmin:
                         "what": row.what,
                         "amount_usd": usd(row.settled + row.overrun),
                         "reason": row.reason,
-                        "at_ms": row.booked_at,
+                        "timestamp": rfc3339(row.booked_at),
                     }
                     for row in entries
                 ],

@@ -9,6 +9,7 @@ from tokenhub.core.errors import InvalidRequest
 from tokenhub.telemetry.events import TYPES
 from tokenhub.telemetry.journal import Filter, status_range
 from tokenhub.web.admin.budget import moment
+from tokenhub.web.admin.moments import rfc3339
 from tokenhub.web.admin.paging import MAX_LIMIT, query_of, whole
 from tokenhub.web.answers import json_answer
 
@@ -61,7 +62,10 @@ class ObserveAdmin:
 
     async def log(self, request: Request, _: None) -> Response:
         """One request with its attempts."""
-        return json_answer(await self._journal.get(request.params["id"]))
+        found = await self._journal.get(request.params["id"])
+        for attempt in found["attempts"]:
+            attempt["timestamp"] = rfc3339(attempt.pop("started_ms"))
+        return json_answer(found)
 
     async def audit(self, request: Request, _: None) -> Response:
         """The audit trail, newest first."""

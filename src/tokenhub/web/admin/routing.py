@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from tokenhub.core.errors import InvalidRequest, NotFound
 from tokenhub.core.fields import decode_fields
+from tokenhub.core.money import usd
 from tokenhub.routing.aliases import AliasFields, describe
 from tokenhub.routing.explain import explain, replay
 from tokenhub.routing.settings import SettingsFields
 from tokenhub.routing.simulate import SimulateFields, simulate
+from tokenhub.web.admin.moments import rfc3339
 from tokenhub.web.admin.paging import MAX_LIMIT, page, query_of, whole
 from tokenhub.web.answers import json_answer
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from tokenhub.providers.catalog import CatalogStore
-    from tokenhub.routing.aliases import Aliases
+    from tokenhub.routing.aliases import Alias, Aliases
     from tokenhub.routing.rewards import RewardLog, StoredDecision
     from tokenhub.routing.router import Router
     from tokenhub.routing.settings import SettingsStore
@@ -77,7 +79,7 @@ class RoutingAdmin:
     async def decision(self, request: Request, _: None) -> Response:
         """Why a past request went where it went."""
         request_id = request.params["id"]
-        return json_answer(explain(request_id, await self._stored(request_id)))
+        return json_answer(_explained(explain(request_id, await self._stored(request_id))))
 
     async def replay(self, request: Request, _: None) -> Response:
         """Decide a past request again, from its record alone."""
@@ -90,7 +92,8 @@ class RoutingAdmin:
         limit = whole(query, "limit", 100, 1, MAX_LIMIT)
         offset = whole(query, "offset", 0, 0, 10**9)
         self._log.flush()
-        return json_answer({"rewards": await self._log.rewards(limit, offset)})
+        rows = await self._log.rewards(limit, offset)
+        return json_answer({"rewards": [_reward(row) for row in rows]})
 
     async def health(self, request: Request, _: None) -> Response:
         """What is known of each provider of the catalog."""
@@ -100,12 +103,12 @@ class RoutingAdmin:
 
     async def aliases(self, request: Request, _: None) -> Response:
         """All aliases, by name."""
-        rows = [describe(alias) for _, alias in sorted(self._aliases.current.items())]
+        rows = [_alias(alias) for _, alias in sorted(self._aliases.current.items())]
         return json_answer(page(request, "items", rows))
 
     async def alias(self, request: Request, _: None) -> Response:
         """One alias."""
-        return json_answer(describe(self._aliases.get(request.params["name"])))
+        return json_answer(_alias(self._aliases.get(request.params["name"])))
 
     async def put_alias(self, request: Request, _: None) -> Response:
         """Create or replace an alias."""
@@ -117,7 +120,7 @@ class RoutingAdmin:
         audit = self._audit.entry(request, "alias.upsert", name)
         alias, missing = await self._aliases.put(fields, self._catalog.current, also=audit)
         self._router.update(aliases=self._aliases.current)
-        return json_answer(describe(alias) | {"ok": True, "unknown_models": missing})
+        return json_answer(_alias(alias) | {"ok": True, "unknown_models": missing})
 
     async def delete_alias(self, request: Request, _: None) -> Response:
         """Delete an alias."""
@@ -135,3 +138,40 @@ class RoutingAdmin:
                 hint="The id stands in the answer's X-Request-Id header and in `tokenhubctl logs`.",
             )
         return stored
+
+
+def _alias(alias: Alias) -> dict[str, Any]:
+    times = {"created_at": rfc3339(alias.created_at), "updated_at": rfc3339(alias.updated_at)}
+    return describe(alias) | times
+
+
+def _reward(row: dict[str, Any]) -> dict[str, Any]:
+    """A logged attempt in the words of the API; the times and the cost in its units."""
+    cost, kind = row["cost"], row["error_class"]
+    return {
+        "timestamp": rfc3339(row["at"]),
+        "request_id": row["request_id"],
+        "attempt": row["attempt"],
+        "model_id": row["model_id"],
+        "provider_id": row["provider_id"],
+        "mode": row["mode"],
+        "estimated_tokens": row["estimated_tokens"],
+        "token_bucket": row["token_bucket"],
+        "latency_budget_ms": row["latency_budget_ms"],
+        "latency_ms": row["latency_ms"],
+        "ttft_ms": row["ttft_ms"],
+        "cost_usd": None if cost is None else usd(cost),
+        "success": not kind,
+        "error_class": kind,
+        "reward": row["reward"],
+        "propensity": row["propensity"],
+        "feedback": row["feedback"],
+    }
+
+
+def _explained(answer: dict[str, Any]) -> dict[str, Any]:
+    """A past decision with its moments as text, in place of the numbers it is stored with."""
+    head = {"request_id": answer.pop("request_id"), "timestamp": rfc3339(answer.pop("at"))}
+    for attempt in answer["attempts"]:
+        attempt["timestamp"] = rfc3339(attempt.pop("at"))
+    return head | answer

@@ -71,8 +71,8 @@ class SeriesAdmin:
     async def prune(self, request: Request, _: None) -> Response:
         """Delete points older than the retention, now."""
         query_of(request)
+        await self._audit.noted(request, "tsdb.prune", "tsdb", "ok")
         deleted = await self._observer.prune()
-        self._audit.note(request, "tsdb.prune", "tsdb", "ok")
         return json_answer({"deleted": deleted})
 
     async def retention(self, request: Request, _: None) -> Response:

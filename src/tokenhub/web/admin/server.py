@@ -8,6 +8,8 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from tokenhub import __version__
+from tokenhub.access.admin_token import check_token
+from tokenhub.core.errors import HubError
 from tokenhub.core.fields import decode_fields
 from tokenhub.providers.catalog_rows import public_model
 from tokenhub.web.admin.paging import page
@@ -67,8 +69,17 @@ class ServerAdmin:
     async def rotate_token(self, request: Request, _: None) -> Response:
         """A new admin token, random or given; the old one is dead when this answers."""
         fields = decode_fields(request.body, TokenFields)
-        token = self._token.rotate(fields.token if isinstance(fields.token, str) else None)
-        self._audit.note(request, "admin_token.rotate", "admin", "ok")
+        wanted = fields.token if isinstance(fields.token, str) else None
+        if wanted is not None:
+            check_token(wanted)
+        # The token lies in a file, not in the database: its row comes first.
+        await self._audit.noted(request, "admin_token.rotate", "admin", "ok")
+        try:
+            token = self._token.rotate(wanted)
+        except (HubError, OSError) as error:
+            how = error.code if isinstance(error, HubError) else "failed"
+            await self._audit.noted(request, "admin_token.rotate", "admin", how or "refused")
+            raise
         return json_answer({"ok": True, "token": token})
 
     async def engine(self, request: Request, _: None) -> Response:

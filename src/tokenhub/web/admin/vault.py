@@ -74,13 +74,15 @@ class VaultAdmin:
     async def unlock(self, request: Request, _: None) -> Response:
         """Unlock; the first time, create."""
         fields = decode_fields(request.body, UnlockFields)
-        created = not self._vault.initialized
+        created, locked = not self._vault.initialized, self._vault.locked
+        audit = self._audit.entry(request, "vault.unlock", "vault")
         try:
-            await self._vault.unlock(fields.admin_password.encode())
+            await self._vault.unlock(fields.admin_password.encode(), also=audit)
         except HubError as error:
-            self._audit.note(request, "vault.unlock", "vault", error.code or "refused")
+            await self._audit.noted(request, "vault.unlock", "vault", error.code or "refused")
             raise
-        self._audit.note(request, "vault.unlock", "vault", "ok")
+        if not locked:  # nothing was stored with it: the password was only checked
+            await self._audit.noted(request, "vault.unlock", "vault", "already_unlocked")
         log.info("vault unlocked", extra={"request_id": request.id})
         return json_answer({"ok": True, "created": created})
 
@@ -88,7 +90,7 @@ class VaultAdmin:
         """Forget the key."""
         if not self._vault.lock():
             return json_answer({"ok": True, "already_locked": True})
-        self._audit.note(request, "vault.lock", "vault", "ok")
+        await self._audit.noted(request, "vault.lock", "vault", "ok")
         return json_answer({"ok": True})
 
     async def rotate(self, request: Request, _: None) -> Response:
@@ -101,7 +103,7 @@ class VaultAdmin:
                 also=self._audit.entry(request, "vault.rotate", "vault"),
             )
         except HubError as error:
-            self._audit.note(request, "vault.rotate", "vault", error.code or "refused")
+            await self._audit.noted(request, "vault.rotate", "vault", error.code or "refused")
             raise
         return json_answer({"ok": True})
 
@@ -115,7 +117,7 @@ class VaultAdmin:
         """One secret in clear; the read is audited."""
         key = request.params["key"]
         value = self._vault.get(f"secret:{key}", kind=KIND)
-        self._audit.note(request, "vault.secret.get", key, "ok")
+        await self._audit.noted(request, "vault.secret.get", key, "ok")
         return json_answer({"key": key, "value": value.decode()})
 
     async def set_secret(self, request: Request, _: None) -> Response:
