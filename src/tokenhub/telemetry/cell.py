@@ -6,21 +6,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from tokenhub.telemetry.sketch import Sketch, bucket_of
+from tokenhub.telemetry.sketch import Sketch
 
 if TYPE_CHECKING:
-    from tokenhub.core.decision import Filtered
     from tokenhub.storage.database import Row
     from tokenhub.telemetry.journal import Entry
 
 PAIR, KEY, MODE = "pair", "key", "mode"
 OTHER = "other"
-MOST = {PAIR: 256, KEY: 256, MODE: 16}
+MOST = {PAIR: 200, KEY: 200, MODE: 16}
 """How many labels of each kind are told apart at a time; the rest counts as ``other``."""
 
 MOST_CLASSES = 64
 CANCELLED = 499
 
+_FlatSketch = tuple[int, int, int, int, list[int]]
+
+_encode = msgspec.msgpack.encode
+_decode = msgspec.msgpack.Decoder(tuple[list[int], _FlatSketch, _FlatSketch, dict[str, int]]).decode
 _decode_classes = msgspec.json.Decoder(dict[str, int]).decode
 
 
@@ -33,48 +36,6 @@ class Label(NamedTuple):
     kind: str
     name: str
     provider: str = ""
-
-
-class Seen(NamedTuple):
-    """A finished request as it waits to be counted.
-
-    ``upstream_s`` is the time spent waiting for providers. ``filtered`` are the models that
-    could not be asked.
-    """
-
-    entry: Entry
-    upstream_s: float
-    filtered: tuple[Filtered, ...] = ()
-
-
-class Sample(NamedTuple):
-    """What a cell needs of a request, computed once for all its cells."""
-
-    bucket: int
-    latency_us: int
-    ttft_bucket: int
-    ttft_us: int | None
-    status: int
-    error_class: str
-    cost: int | None
-    prompt: int
-    completion: int
-
-
-def sample_of(entry: Entry) -> Sample:
-    """The numbers of a request."""
-    latency, ttft = entry.latency_ms, entry.ttft_ms
-    return Sample(
-        bucket_of(latency),
-        int(latency * 1000.0),
-        0 if ttft is None else bucket_of(ttft),
-        None if ttft is None else int(ttft * 1000.0),
-        entry.status,
-        entry.error_class,
-        entry.cost,
-        entry.prompt,
-        entry.completion,
-    )
 
 
 def pair_of(entry: Entry) -> tuple[str, str]:
@@ -124,12 +85,12 @@ class Cell:
         self.ttft = Sketch()
         self.classes: dict[str, int] = {}
 
-    def add(self, one: Sample) -> None:
+    def add(self, one: Entry) -> None:
         """Count a request."""
         self.requests += 1
-        self.latency.add(one.bucket, one.latency_us)
-        if one.ttft_us is not None:
-            self.ttft.add(one.ttft_bucket, one.ttft_us)
+        self.latency.add(one.latency_ms)
+        if one.ttft_ms is not None:
+            self.ttft.add(one.ttft_ms)
         if one.cost is None:
             self.unpriced += 1
         else:
@@ -139,7 +100,7 @@ class Cell:
         if one.error_class:
             self._failed(one)
 
-    def _failed(self, one: Sample) -> None:
+    def _failed(self, one: Entry) -> None:
         if one.status == CANCELLED:
             self.cancelled += 1
             return
@@ -180,6 +141,30 @@ class Cell:
             else:
                 del self.classes[name]
 
+    def pack(self) -> bytes:
+        """All of it in some 100 to 1000 bytes; a cell as it stands may need twenty times that."""
+        counts = (
+            self.requests, self.errors, self.cancelled, self.unpriced, self.cost, self.input,
+            self.output,
+        )  # fmt: skip
+        sketches = [
+            (one.count, one.total, one.low, one.high, one.flat())
+            for one in (self.latency, self.ttft)
+        ]
+        return _encode((counts, *sketches, self.classes))
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Cell:
+        """A cell from what ``pack`` made of it."""
+        cell = cls()
+        counts, latency, ttft, cell.classes = _decode(data)
+        (
+            cell.requests, cell.errors, cell.cancelled, cell.unpriced, cell.cost, cell.input,
+            cell.output,
+        ) = counts  # fmt: skip
+        cell.latency, cell.ttft = Sketch.of_flat(*latency), Sketch.of_flat(*ttft)
+        return cell
+
     def row(self) -> tuple[Any, ...]:
         """The values of ``COLUMNS``."""
         latency, ttft = self.latency, self.ttft
@@ -214,3 +199,17 @@ def merge_into(cells: Cells, label: Label, cell: Cell) -> None:
     if (found := cells.get(label)) is None:
         found = cells[label] = Cell()
     found.merge(cell)
+
+
+class Line:
+    """Where requests of one kind are counted: its labels, and its cell of the running second.
+
+    Requests that have key, model, provider and mode in common share a line, so that each is counted
+    once; the line's cell goes into the cells of its labels when the second is over.
+    """
+
+    __slots__ = ("cell", "labels")
+
+    def __init__(self, *labels: Label) -> None:
+        self.labels = labels
+        self.cell: Cell | None = None

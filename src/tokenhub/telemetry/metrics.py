@@ -11,12 +11,13 @@ from bisect import bisect_left
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
-from tokenhub.telemetry.cell import CANCELLED, OTHER, pair_of
+from tokenhub.telemetry.cell import CANCELLED, OTHER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from tokenhub.telemetry.cell import Seen
+    from tokenhub.core.decision import Attempt, Filtered
+    from tokenhub.telemetry.journal import Entry
 
 MOST_VALUES = 200
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
@@ -46,17 +47,17 @@ class Counter:
         self.name = name
         self.help = text
         self.labels = labels
-        self.values: dict[Labels, int] = {}
+        self.values: dict[Labels, list[int]] = {}
         self._scale = scale
 
-    def add(self, labels: Labels, amount: int = 1) -> None:
-        """Count."""
-        self.values[labels] = self.values.get(labels, 0) + amount
+    def at(self, *labels: str) -> list[int]:
+        """The one-element list that counts for these label values."""
+        return self.values.setdefault(labels, [0])
 
     def lines(self) -> Iterator[str]:
         """The text, line by line."""
         yield from _head(self.name, "counter", self.help)
-        for values, amount in list(self.values.items()):
+        for values, [amount] in list(self.values.items()):
             yield _line(self.name, self.labels, values, amount / self._scale)
 
 
@@ -71,13 +72,9 @@ class Histogram:
         # Per label values: the count of each bucket, one for +Inf, and last the sum.
         self.values: dict[Labels, list[float]] = {}
 
-    def observe(self, labels: Labels, value: float) -> None:
-        """Count a value."""
-        counts = self.values.get(labels)
-        if counts is None:
-            counts = self.values[labels] = [0] * (len(self.bounds) + 2)
-        counts[bisect_left(self.bounds, value)] += 1
-        counts[-1] += value
+    def at(self, *labels: str) -> list[float]:
+        """The list that counts for these label values: to be changed by ``count`` only."""
+        return self.values.setdefault(labels, [0] * (len(self.bounds) + 2))
 
     def lines(self) -> Iterator[str]:
         """The text, line by line."""
@@ -158,43 +155,24 @@ class Metrics:
         )  # fmt: skip
         self._known: dict[str, set[str]] = {"model": set(), "provider": set(), "reason": set()}
 
-    def add(self, seen: Seen) -> None:
-        """Count a finished request."""
-        entry = seen.entry
-        model, provider = pair_of(entry)
-        if model not in self._known["model"]:
-            model = self._closed("model", model)
-        if provider not in self._known["provider"]:
-            provider = self._closed("provider", provider)
-        mode, seconds = entry.mode, entry.latency_ms / 1000.0
-        pair = (model, provider)
-        if not entry.error_class:
-            status = "ok"
-            self.latency_ms.observe((mode, model, provider), entry.latency_ms)
-            if len(entry.attempts) == 1:
-                self.overhead.observe((entry.endpoint,), max(0.0, seconds - seen.upstream_s))
-        else:
-            status = "cancelled" if entry.status == CANCELLED else "error"
-            if status == "error":
-                self.errors.add((mode, model, provider, str(entry.status)))
-        self.requests.add((mode, model, provider, status))
-        self.duration.observe((entry.endpoint, model, provider, status), seconds)
-        if entry.ttft_ms is not None:
-            self.ttft.observe(pair, entry.ttft_ms / 1000.0)
-        if entry.cost is None:
-            self.unpriced.add(pair)
-        elif entry.cost:
-            self.cost.add(pair, entry.cost)
-        if entry.prompt or entry.completion:
-            self.tokens.add((model, provider, "input"), entry.prompt)
-            self.tokens.add((model, provider, "output"), entry.completion)
-        for attempt in entry.attempts:
-            name = self._closed("model", attempt.model_id)
-            at = self._closed("provider", attempt.provider_id)
-            self.attempts.add((name, at, attempt.kind or "ok"))
-        for one in seen.filtered:
-            at = self._closed("provider", one.provider_id)
-            self.skips.add((at, self._closed("reason", one.reason)))
+    def counts(
+        self, model: str, provider: str, mode: str, endpoint: str, status: int, error_class: str
+    ) -> Counts:
+        """Where requests of one kind are counted."""
+        pair = self._closed("model", model), self._closed("provider", provider)
+        return Counts(self, pair, (mode, endpoint), status, error_class)
+
+    def attempted(self, attempt: Attempt) -> None:
+        """Count a try."""
+        model = self._closed("model", attempt.model_id)
+        provider = self._closed("provider", attempt.provider_id)
+        self.attempts.at(model, provider, attempt.kind or "ok")[0] += 1
+
+    def skipped(self, filtered: Sequence[Filtered]) -> None:
+        """Count models that could not be asked."""
+        for one in filtered:
+            provider = self._closed("provider", one.provider_id)
+            self.skips.at(provider, self._closed("reason", one.reason))[0] += 1
 
     def _closed(self, label: str, value: str) -> str:
         known = self._known[label]
@@ -212,6 +190,75 @@ class Metrics:
             yield from _head(gauge.name, gauge.kind, gauge.help)
             for values, amount in gauge.values:
                 yield _line(gauge.name, gauge.labels, values, amount)
+
+
+class Counts:
+    """The counters and histograms of requests of one kind, found once and kept.
+
+    Looking up nine label sets would cost more than counting does.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        pair: tuple[str, str],
+        how: tuple[str, str],
+        status: int,
+        error_class: str,
+    ) -> None:
+        mode, endpoint = how
+        ended = "cancelled" if status == CANCELLED else "error"
+        self._ok = not error_class
+        self._metrics = metrics
+        self._pair = pair
+        self._ttft: list[float] | None = None
+        self._requests = metrics.requests.at(mode, *pair, "ok" if self._ok else ended)
+        self._duration = metrics.duration.at(endpoint, *pair, "ok" if self._ok else ended)
+        self._cost = metrics.cost.at(*pair)
+        self._unpriced = metrics.unpriced.at(*pair)
+        self._input = metrics.tokens.at(*pair, "input")
+        self._output = metrics.tokens.at(*pair, "output")
+        if self._ok:
+            self._latency = metrics.latency_ms.at(mode, *pair)
+            self._overhead = metrics.overhead.at(endpoint)
+            self._attempt = metrics.attempts.at(*pair, "ok")
+        elif ended == "error":
+            self._errors = metrics.errors.at(mode, *pair, str(status))
+        else:
+            self._errors = [0]
+
+    def add(self, entry: Entry, upstream_s: float) -> None:
+        """Count a request."""
+        seconds = entry.latency_ms / 1000.0
+        self._requests[0] += 1
+        count(self._duration, DURATION_S, seconds)
+        attempts = entry.attempts
+        if self._ok:
+            count(self._latency, LATENCY_MS, entry.latency_ms)
+            if len(attempts) == 1:
+                count(self._overhead, OVERHEAD_S, max(0.0, seconds - upstream_s))
+                self._attempt[0] += 1
+                attempts = []
+        else:
+            self._errors[0] += 1
+        for attempt in attempts:
+            self._metrics.attempted(attempt)
+        if entry.ttft_ms is not None:
+            if self._ttft is None:
+                self._ttft = self._metrics.ttft.at(*self._pair)
+            count(self._ttft, TTFT_S, entry.ttft_ms / 1000.0)
+        if entry.cost is None:
+            self._unpriced[0] += 1
+        else:
+            self._cost[0] += entry.cost
+        self._input[0] += entry.prompt
+        self._output[0] += entry.completion
+
+
+def count(counts: list[float], bounds: tuple[float, ...], value: float) -> None:
+    """Count a value in a histogram's list."""
+    counts[bisect_left(bounds, value)] += 1
+    counts[-1] += value
 
 
 def _head(name: str, kind: str, text: str) -> tuple[str, str]:

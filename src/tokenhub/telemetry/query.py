@@ -73,7 +73,10 @@ _SLICE = 200  # rows taken at a time before others get their turn on the loop
 
 
 class Question(NamedTuple):
-    """What is asked. Times are Unix milliseconds, ends included; "" = any; step 0 = you choose."""
+    """What is asked. Times are Unix milliseconds, ends included; "" = any; step 0 = you choose.
+
+    Without ``end`` it ends now; without ``start`` it goes back a day, or 1500 short steps.
+    """
 
     metric: str
     model: str = ""
@@ -144,7 +147,8 @@ def plan(asked: Question, now_ms: int) -> Plan:
             hint=f"Aggregates of `{asked.metric}`: {', '.join(metric.aggregates)}.",
         )
     end = asked.end or now_ms
-    start = asked.start or max(0, end - DEFAULT_RANGE)
+    usual = min(DEFAULT_RANGE, asked.step * AIM_STEPS or DEFAULT_RANGE)
+    start = asked.start or max(0, end - usual)
     if start > end:
         raise InvalidRequest("`start` is after `end`.", param="start")
     step = asked.step or _step(end - start)
@@ -181,9 +185,8 @@ async def answer(series: Series, asked: Question, now_ms: int) -> dict[str, Any]
     chosen = plan(asked, now_ms)
     # Before anything is awaited: what is stored later than this is not read below.
     recent = series.snapshot(chosen.resolution)
-    labels = series.pairs(asked.model, asked.provider)
     fresh: Steps = {}
-    _add_recent(series, chosen, recent, labels, fresh)
+    _add_recent(series, chosen, recent, fresh)
     labels = series.pairs(asked.model, asked.provider)
     await series.settled()
     steps: Steps = {}
@@ -195,8 +198,8 @@ async def answer(series: Series, asked: Question, now_ms: int) -> dict[str, Any]
                 param="step_ms",
                 hint="Ask for a larger step_ms, or name a model_id or a provider_id.",
             )
-    for number, points in fresh.items():
-        for at, part in points.items():
+    for number in labels.keys() & fresh.keys():
+        for at, part in fresh[number].items():
             _merge(steps, number, at, part)
     shown = []
     for number, label in sorted(labels.items(), key=lambda item: item[1]):
@@ -216,15 +219,12 @@ async def answer(series: Series, asked: Question, now_ms: int) -> dict[str, Any]
     }
 
 
-def _add_recent(
-    series: Series, chosen: Plan, recent: Snapshot, wanted: dict[int, Any], steps: Steps
-) -> None:
+def _add_recent(series: Series, chosen: Plan, recent: Snapshot, steps: Steps) -> None:
     if not chosen.start <= recent.at <= chosen.end:
         return
-    names = set(wanted.values())
     at = recent.at - recent.at % chosen.step
     for label, cell in recent.cells.items():
-        if label.kind == PAIR and label in names:
+        if label.kind == PAIR:
             _merge(steps, series.id_of(label), at, _part(chosen, cell))
 
 

@@ -19,7 +19,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from tokenhub.core.errors import InvalidRequest
-from tokenhub.telemetry.cell import COLUMNS, MOST, OTHER, PAIR, Cell, Cells, Label, merge_into
+from tokenhub.telemetry.cell import (
+    COLUMNS,
+    MOST,
+    OTHER,
+    PAIR,
+    Cell,
+    Cells,
+    Label,
+    Line,
+    merge_into,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -106,12 +116,11 @@ class Series:
 
     Args:
         db: where rows go.
-        closed: is told each closed second: when it began, and its cells.
+        closed: is told each closed second: when it began, and its cells by label.
         retention_days: how long hours are kept where nothing else was set.
 
     Attributes:
-        running: cells of the second that is not over.
-        second: when that second began.
+        second: when the second that is not over began.
         written, dropped: rows, since the start; dropped are those that could not be written.
     """
 
@@ -125,8 +134,8 @@ class Series:
         self._db = db
         self._closed = closed
         self.retention_days = retention_days
-        self.running: Cells = {}
         self.second = 0
+        self._active: list[Line] = []
         self._rolling: dict[int, Cells] = {MINUTE: {}, HOUR: {}}
         self._starts: dict[int, int] = {MINUTE: 0, HOUR: 0}
         self._ids: dict[Label, int] = {}
@@ -155,7 +164,9 @@ class Series:
             self._roll(at, {label: cell})
         # A restart within one second: it goes on being counted, and its row is replaced.
         async for _, label, cell in self.stored(SECOND, second, second + SECOND):
-            self.running[label] = cell
+            line = Line(label)
+            line.cell = cell
+            self._active.append(line)
         self.second = second
         self._turn(second, MINUTE)
         self._turn(second, HOUR)
@@ -165,28 +176,48 @@ class Series:
 
     def known(self, labels: Iterable[Label]) -> None:
         """The labels in use; others give way when there are too many to tell apart."""
-        self._live = set(labels) | set(self.running)
+        self._live = set(labels).union(*(line.labels for line in self._active))
         self._counts = dict.fromkeys(MOST, 0)
         for label in self._live:
             self._counts[label.kind] += 1
 
-    def cell(self, kind: str, name: str, provider: str = "") -> Cell:
-        """The running second's cell of a label; that of ``other`` when there are too many."""
-        label = Label(kind, name, provider)
-        found = self.running.get(label)
-        return self._begin(label) if found is None else found
+    def line(self, *labels: Label) -> Line:
+        """A line for requests of these labels; ``other`` stands for those that are too many.
 
-    def _begin(self, label: Label) -> Cell:
-        if label not in self._live:
-            if self._counts[label.kind] >= MOST[label.kind]:
-                label = Label(label.kind, OTHER, OTHER if label.kind == PAIR else "")
-                if label in self.running:
-                    return self.running[label]
-            else:
-                self._live.add(label)
-                self._counts[label.kind] += 1
-        found = self.running[label] = Cell()
+        It holds until ``known`` is called.
+        """
+        return Line(*map(self._told_apart, labels))
+
+    def _told_apart(self, label: Label) -> Label:
+        if label in self._live:
+            return label
+        if self._counts[label.kind] >= MOST[label.kind]:
+            return Label(label.kind, OTHER, OTHER if label.kind == PAIR else "")
+        self._live.add(label)
+        self._counts[label.kind] += 1
+        return label
+
+    def cell(self, line: Line) -> Cell:
+        """The running second's cell of a line."""
+        found = line.cell
+        if found is None:
+            found = line.cell = Cell()
+            self._active.append(line)
         return found
+
+    @property
+    def idle(self) -> bool:
+        """Nothing was counted in the running second."""
+        return not self._active
+
+    def running(self) -> Cells:
+        """The cells of the running second, as far as it has come."""
+        cells: Cells = {}
+        for line in self._active:
+            if line.cell is not None:
+                for label in line.labels:
+                    merge_into(cells, label, line.cell)
+        return cells
 
     def advance(self, now_ms: int) -> None:
         """Close the spans that are over. To be called before requests of ``now_ms`` are added."""
@@ -200,11 +231,18 @@ class Series:
             self.flush()
 
     def _close_second(self) -> None:
-        cells, self.running = self.running, {}
+        cells = self._end()
         if cells:
             self._emit(SECOND, self.second, cells)
             self._roll(self.second, cells)
             self._closed(self.second, cells)
+
+    def _end(self) -> Cells:
+        cells = self.running()
+        for line in self._active:
+            line.cell = None
+        self._active = []
+        return cells
 
     def _roll(self, at: int, cells: Cells) -> None:
         for resolution, rolling in self._rolling.items():
@@ -276,9 +314,7 @@ class Series:
 
     def close(self) -> None:
         """Queue everything for the writer; the running minute and hour are rolled up at open."""
-        if self.running:
-            self._emit(SECOND, self.second, self.running)
-            self.running = {}
+        self._emit(SECOND, self.second, self._end())
         self.flush()
 
     async def settled(self) -> None:
@@ -289,9 +325,9 @@ class Series:
     def snapshot(self, resolution: int) -> Snapshot:
         """The span of a resolution that is not over, as far as it has come."""
         if resolution == SECOND:
-            return Snapshot(self.second, self.running)
+            return Snapshot(self.second, self.running())
         cells: Cells = {}
-        for source in (self._rolling[resolution], self.running):
+        for source in (self._rolling[resolution], self.running()):
             for label, cell in source.items():
                 merge_into(cells, label, cell)
         return Snapshot(self._starts[resolution], cells)

@@ -2,7 +2,8 @@
 
 Each window is a ring of time slots and a running total: a slot is added to the total as it fills
 and taken out again when it is over. So reading costs nothing per request, and memory is bounded by
-slots x labels (``cell.MOST``), whoever reads or does not.
+228 slots x 416 labels (``cell.MOST``) x 1 KB, whoever reads or does not; ten models and ten keys
+need 2 MB.
 
 A window reaches back at least its length and at most one slot more.
 """
@@ -42,30 +43,40 @@ SPANS = (
 
 
 class Window:
-    """One window: slots, oldest first, and the sum of them by label."""
+    """One window: slots, oldest first, packed once they are full, and their sum by label."""
 
     def __init__(self, span: Span) -> None:
         self.span = span
         self.totals: Cells = {}
-        self._slots: deque[tuple[int, Cells]] = deque()
+        self._at = 0
+        self._filling: Cells = {}
+        self._full: deque[tuple[int, dict[Label, bytes]]] = deque()
 
     def add(self, at_ms: int, cells: Mapping[Label, Cell]) -> None:
         """Take in cells of a moment; moments must not go back by more than a slot."""
         at = at_ms - at_ms % self.span.slot
-        if not self._slots or self._slots[-1][0] < at:
-            self._slots.append((at, {}))
-        slot = self._slots[-1][1]
+        if at > self._at:
+            self._turn(at)
         for label, cell in cells.items():
-            merge_into(slot, label, cell)
+            merge_into(self._filling, label, cell)
             merge_into(self.totals, label, cell)
+
+    def _turn(self, at: int) -> None:
+        if self._filling:
+            packed = {label: cell.pack() for label, cell in self._filling.items()}
+            self._full.append((self._at, packed))
+        self._at, self._filling = at, {}
 
     def expire(self, now_ms: int) -> None:
         """Take out the slots that are over."""
-        span, slots, totals = self.span, self._slots, self.totals
-        while slots and slots[0][0] + span.slot <= now_ms - span.length:
-            for label, cell in slots.popleft()[1].items():
+        span, totals, full = self.span, self.totals, self._full
+        over = now_ms - span.length - span.slot
+        if self._filling and self._at <= over:
+            self._turn(self._at)
+        while full and full[0][0] <= over:
+            for label, packed in full.popleft()[1].items():
                 total = totals[label]
-                total.subtract(cell)
+                total.subtract(Cell.unpack(packed))
                 if not total.requests:
                     del totals[label]
 

@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.unit.telemetry.finished import Timer, entry, failed
+
+from tokenhub.core.errors import InvalidRequest
+from tokenhub.storage.sqlite import SqliteDatabase
+from tokenhub.telemetry.observer import Observer
+from tokenhub.telemetry.query import METRICS, Question
+from tokenhub.telemetry.series import DAY, HOUR, MINUTE, SECOND
+
+
+@pytest.fixture
+def start(db, clock):
+    async def begin():
+        observer = Observer(db, clock, Timer())
+        await observer.open()
+        return observer
+
+    return begin
+
+
+async def points(observer, metric, **asked):
+    answer = await observer.query(Question(metric=metric, **asked))
+    found = {}
+    for one in answer["series"]:
+        for point in one["points"]:
+            at = int(datetime.fromisoformat(point["t"]).timestamp() * 1000)
+            found[one.get("model_id", ""), at] = point["v"]
+    return found
+
+
+async def total(observer, metric, **asked):
+    return sum((await points(observer, metric, **asked)).values())
+
+
+async def test_a_request_is_seen_by_the_next_question(start, clock):
+    observer = await start()
+    for step in (SECOND, MINUTE, HOUR):
+        observer.observe(entry(clock.ms, 40.0), 0.0)
+        assert (await points(observer, "requests", step=step))["m1", clock.ms // step * step] > 0
+    clock.ms += 90 * MINUTE
+    for step in (MINUTE, HOUR):
+        assert await total(observer, "requests", step=step) == 3
+
+
+traffic = st.lists(
+    st.tuples(
+        st.sampled_from([0, 1, 250, 999, 1_000, 7_300, 59_999, 60_000, 754_321, 3_600_000]),
+        st.integers(1, 5_000),
+        st.booleans(),
+        st.sampled_from(["m1", "m2"]),
+        st.sampled_from(["", "fold", "restart", "crash"]),
+    ),
+    max_size=40,
+)
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(traffic=traffic)
+def test_counters_are_the_same_at_every_resolution_over_restarts(traffic, clock, tmp_path_factory):
+    async def run():
+        path = tmp_path_factory.mktemp("series") / "t.sqlite"
+        clock.ms = 1_700_000_000_000
+        begin = clock.ms
+        db = await SqliteDatabase.open(path, clock)
+
+        async def fresh():
+            observer = Observer(db, clock, Timer())
+            await observer.open()
+            return observer
+
+        observer = await fresh()
+        tokens = requests = errors = 0
+        for passed, prompt, ok, model, then in traffic:
+            clock.ms += passed
+            change = {"prompt": prompt, "completion": 0, "model_id": model}
+            one = entry(clock.ms, 0.0, **change)
+            if not ok:
+                one = one._replace(error_class="server", status=502)
+            observer.observe(one, 0.0)
+            tokens, requests, errors = tokens + prompt, requests + 1, errors + (not ok)
+            if then == "fold":
+                observer.fold()
+            elif then == "restart":
+                observer.close()
+                await observer.series.settled()
+                observer = await fresh()
+            elif then == "crash":
+                # Everything but the running second is stored; here it was over when it died.
+                clock.ms += SECOND
+                observer.fold()
+                await observer.series.settled()
+                observer = await fresh()
+        for step in (SECOND, MINUTE, HOUR, DAY):
+            span = {"start": begin, "step": step}
+            assert await total(observer, "tokens", **span) == tokens
+            assert await total(observer, "requests", **span) == requests
+            assert await total(observer, "errors", **span) == errors
+            assert await total(observer, "latency", aggregate="count", **span) == requests
+        await db.close()
+
+    asyncio.run(run())
+
+
+async def test_every_aggregate_of_times(start, clock):
+    observer = await start()
+    at = clock.ms // MINUTE * MINUTE
+    for latency in (100.0, 200.0, 600.0):
+        observer.observe(entry(clock.ms, latency), 0.0)
+    clock.ms += 2 * MINUTE
+    exact = {"avg": 300.0, "sum": 900.0, "count": 3, "min": 100.0, "max": 600.0}
+    for aggregate, value in exact.items():
+        assert await points(observer, "latency", step=MINUTE, aggregate=aggregate) == {
+            ("m1", at): value
+        }
+    for aggregate, value in {"p50": 200.0, "p95": 600.0, "p99": 600.0}.items():
+        found = await points(observer, "latency", step=MINUTE, aggregate=aggregate)
+        assert found == {("m1", at): pytest.approx(value, rel=0.02)}
+    assert not (await observer.query(Question(metric="ttft")))["series"]
+
+
+async def test_counters_are_summed_and_never_averaged(start, clock):
+    observer = await start()
+    for _ in range(10):
+        observer.observe(entry(clock.ms, 1.0, cost=2_500_000_000), 0.0)
+    assert await total(observer, "cost", step=HOUR) == 25.0
+    clock.ms += 2 * HOUR
+    assert await total(observer, "cost", step=DAY) == 25.0
+    assert await total(observer, "cost", step=DAY, aggregate="avg") == 2.5
+
+
+async def test_filters_and_the_series_of_requests_that_reached_nobody(start, clock):
+    observer = await start()
+    observer.observe(entry(clock.ms), 0.0)
+    observer.observe(entry(clock.ms, model_id="m2", provider_id="p2"), 0.0)
+    observer.observe(failed(clock.ms, "model_not_found", 404, attempts=[]), 0.0)
+    answer = await observer.query(Question(metric="requests"))
+    assert [(one.get("model_id"), one.get("provider_id")) for one in answer["series"]] == [
+        (None, None),
+        ("m1", "p1"),
+        ("m2", "p2"),
+    ]
+    assert await total(observer, "requests", model="m2") == 1
+    assert await total(observer, "requests", provider="p1") == 1
+    assert await total(observer, "requests", model="m2", provider="p1") == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [
+        ({"metric": ""}, "metric"),
+        ({"metric": "stream_bytes"}, "metric"),
+        ({"metric": "cost", "aggregate": "p95"}, "agg"),
+        ({"metric": "latency", "aggregate": "median"}, "agg"),
+        ({"metric": "latency", "start": 2_000_000_000_000}, "start"),
+        ({"metric": "latency", "start": 1_650_000_000_000, "step": MINUTE}, "step_ms"),
+    ],
+)
+async def test_what_cannot_be_answered_is_refused_by_name(start, asked, param):
+    observer = await start()
+    with pytest.raises(InvalidRequest) as refused:
+        await observer.query(Question(**asked))
+    assert refused.value.param == param
+    assert refused.value.hint or param == "start"
+
+
+async def test_a_year_is_read_as_thousands_of_points(start, clock, db):
+    observer = await start()
+    begin = clock.ms - 365 * DAY
+    begin -= begin % DAY
+    for hour in range(365 * 24):
+        one = entry(begin + hour * HOUR, 100.0)
+        observer.series.advance(one.at_ms)
+        line = observer._line(("m1", "p1", "k1", "", "/v1", 200, ""))[0]
+        observer.series.cell(line).add(one)
+    observer.fold()
+    hours = await points(observer, "requests", start=begin, step=HOUR)
+    assert len(hours) == 8760
+    assert set(hours.values()) == {1}
+    chosen = await points(observer, "requests", start=begin)
+    assert 1000 < len(chosen) < 1600
+    assert sum(chosen.values()) == 8760
+    p99 = await points(observer, "latency", start=begin, step=DAY, aggregate="p99")
+    assert len(p99) == 365
+    assert set(p99.values()) == {100.0}
+
+
+async def test_the_retention_is_kept_and_old_points_go(start, clock, db):
+    observer = await start()
+    for _ in range(50):
+        clock.ms += 6 * HOUR
+        observer.observe(entry(clock.ms, 1.0), 0.0)
+        observer.fold()
+    await observer.series.set_retention(5)
+    assert await observer.prune() > 0
+    rows = await db.read("SELECT resolution, MIN(at) FROM series_points GROUP BY resolution")
+    oldest = dict(rows)
+    assert oldest[HOUR] >= clock.ms - 5 * DAY
+    assert oldest[MINUTE] >= clock.ms - 5 * DAY
+    assert SECOND not in oldest or oldest[SECOND] >= clock.ms - HOUR
+    assert await observer.prune() == 0
+    assert (await start()).series.retention_days == 5
+    for days in (0, -1, 4000):
+        with pytest.raises(InvalidRequest):
+            await observer.series.set_retention(days)
+
+
+async def test_rows_that_cannot_be_written_wait(start, clock, db):
+    observer = await start()
+    await db.write(lambda tx: tx.execute("ALTER TABLE series_points RENAME TO away"))
+    observer.observe(entry(clock.ms, 1.0), 0.0)
+    observer.fold()
+    clock.ms += 2 * SECOND
+    observer.fold()
+    await observer.series.settled()
+    assert observer.series.pending == 3
+    await db.write(lambda tx: tx.execute("ALTER TABLE away RENAME TO series_points"))
+    await observer.series.settled()
+    assert observer.series.pending == observer.series.dropped == 0
+    assert await total(observer, "requests", step=SECOND, start=clock.ms - MINUTE) == 1
+
+
+async def test_the_clock_set_back_loses_nothing_of_the_day(start, clock):
+    observer = await start()
+    observer.observe(entry(clock.ms, 1.0), 0.0)
+    observer.fold()
+    clock.ms -= 10 * MINUTE
+    observer.observe(entry(clock.ms, 1.0), 0.0)
+    observer.fold()
+    clock.ms += HOUR
+    assert await total(observer, "requests", step=HOUR) == 2
+
+
+async def test_the_timer_stops_when_nothing_waits(clock, db):
+    timer = Timer()
+    observer = Observer(db, clock, timer)
+    await observer.open()
+    observer.observe(entry(clock.ms, 1.0), 0.0)
+    for _ in range(20):
+        clock.ms += 250
+        timer.fire()
+        await observer.series.settled()
+    assert not timer.waiting
+    assert observer.series.written == 3
+
+
+def test_every_metric_names_a_default_it_offers():
+    for metric in METRICS.values():
+        assert metric.default in metric.aggregates

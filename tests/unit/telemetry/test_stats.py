@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import sys
+from collections import deque
+
+import pytest
+from tests.unit.telemetry.finished import Timer, entry, failed
+
+from tokenhub.telemetry.cell import MOST
+from tokenhub.telemetry.observer import Observer
+from tokenhub.telemetry.series import DAY, HOUR, MINUTE, SECOND
+
+
+@pytest.fixture
+def start(db, clock):
+    async def begin():
+        observer = Observer(db, clock, Timer())
+        await observer.open()
+        return observer
+
+    return begin
+
+
+def names(key_id):
+    return {"k1": "alice"}.get(key_id, "")
+
+
+async def windows(observer, dimension="global", **which):
+    report = await observer.report(names)
+    rows = report[dimension]
+    if dimension != "global":
+        rows = [row for of_window in rows.values() for row in of_window]
+    matching = [r for r in rows if all(r[name] == value for name, value in which.items())]
+    return {row["window"]: row for row in matching}
+
+
+async def test_every_field_of_an_aggregate(start, clock):
+    observer = await start()
+    for latency in (100.0, 200.0, 300.0):
+        observer.observe(entry(clock.ms, latency, ttft_ms=latency / 2, stream=True), 0.05)
+    observer.observe(failed(clock.ms), 0.0)
+    observer.observe(failed(clock.ms, "cancelled", 499, latency_ms=50.0), 0.0)
+    row = (await windows(observer))["1m"]
+    assert row == {
+        "window": "1m",
+        "request_count": 5,
+        "error_count": 1,
+        "cancelled_count": 1,
+        "error_rate": 0.2,
+        "errors_by_class": {"server": 1},
+        "avg_latency_ms": 150.0,
+        "p50_latency_ms": pytest.approx(100, rel=0.02),
+        "p95_latency_ms": pytest.approx(300, rel=0.02),
+        "p99_latency_ms": pytest.approx(300, rel=0.02),
+        "avg_ttft_ms": 100.0,
+        "p50_ttft_ms": pytest.approx(100, rel=0.02),
+        "p95_ttft_ms": pytest.approx(150, rel=0.02),
+        "p99_ttft_ms": pytest.approx(150, rel=0.02),
+        "total_cost_usd": 0.003,
+        "unpriced_count": 2,
+        "input_tokens": 30,
+        "output_tokens": 60,
+        "total_tokens": 90,
+    }
+
+
+async def test_groups_add_up_to_the_whole(start, clock):
+    observer = await start()
+    for number in range(60):
+        observer.observe(
+            entry(
+                clock.ms,
+                model_id=f"m{number % 3}",
+                provider_id=f"p{number % 2}",
+                key_id=f"k{number % 5}",
+                mode=("cheap", "")[number % 2],
+            ),
+            0.0,
+        )
+    observer.observe(failed(clock.ms), 0.0)
+    report = await observer.report(names)
+    for dimension in ("by_model", "by_provider", "by_api_key", "by_mode"):
+        for window in ("1m", "5m", "1h", "24h"):
+            assert sum(row["request_count"] for row in report[dimension][window]) == 61
+    keys = {row["api_key_id"]: row["api_key_name"] for row in report["by_api_key"]["1m"]}
+    assert keys["k1"] == "alice"
+    assert keys["k2"] == "k2"
+    assert {row["model_id"] for row in report["by_model"]["1m"]} == {"m0", "m1", "m2"}
+
+
+async def test_each_window_forgets_in_its_time(start, clock):
+    observer = await start()
+    observer.observe(entry(clock.ms, 1.0), 0.0)
+    assert set(await windows(observer)) == {"1m", "5m", "1h", "24h"}
+    for passed, left in (
+        (MINUTE - SECOND, {"1m", "5m", "1h", "24h"}),
+        (6 * SECOND, {"5m", "1h", "24h"}),
+        (5 * MINUTE, {"1h", "24h"}),
+        (HOUR - MINUTE, {"24h"}),
+        (23 * HOUR + 20 * MINUTE, set()),
+    ):
+        clock.ms += passed
+        assert set(await windows(observer)) == left, passed
+
+
+async def test_a_restart_changes_nothing(start, clock):
+    observer = await start()
+    for number in range(3000):
+        clock.ms += 20_011  # about 16 hours
+        made = entry if number % 7 else failed
+        observer.observe(made(clock.ms - 300, latency_ms=1.0 + number % 250), 0.0)
+        if number % 10 == 0:
+            observer.fold()
+    before = await observer.report(names)
+    observer.close()
+    clock.ms += 400
+    again = await (await start()).report(names)
+    assert before["global"][3]["request_count"] == 3000
+    # Counts, sums and sketches are integers: not close, but the same.
+    assert again == before
+
+
+async def test_a_process_that_died_loses_the_running_second_only(start, clock):
+    observer = await start()
+    for number in range(500):
+        clock.ms += 10_007
+        observer.observe(entry(clock.ms - 10, 10.0 + number), 0.0)
+        observer.fold()
+        observer.series.flush()
+    await observer.series.settled()
+    [row] = [r for r in (await (await start()).report(names))["global"] if r["window"] == "24h"]
+    assert row["request_count"] == 499
+
+
+async def test_labels_beyond_the_cap_are_counted_together(start, clock):
+    observer = await start()
+    for number in range(MOST["key"] + 50):
+        observer.observe(entry(clock.ms, key_id=f"k{number}"), 0.0)
+    report = await observer.report(names)
+    rows = {row["api_key_id"]: row for row in report["by_api_key"]["1m"]}
+    assert len(rows) == MOST["key"] + 1
+    assert rows["other"]["request_count"] == 50
+    # A day later the names of then have made room.
+    clock.ms += DAY + HOUR
+    await observer.prune()
+    observer.observe(entry(clock.ms, key_id="late"), 0.0)
+    assert set(await windows(observer, "by_api_key", api_key_id="late"))
+
+
+def size_of(thing, seen):
+    """Bytes of everything reachable from an object of ours."""
+    if id(thing) in seen or isinstance(thing, type) or callable(thing):
+        return 0
+    seen.add(id(thing))
+    size = sys.getsizeof(thing)
+    if isinstance(thing, dict):
+        inner = [*thing.keys(), *thing.values()]
+    elif isinstance(thing, (list, tuple, set, frozenset, deque)):
+        inner = thing
+    elif type(thing).__module__.startswith("tokenhub.telemetry"):
+        slots = [getattr(thing, name) for name in getattr(thing, "__slots__", ())]
+        inner = [*slots, *getattr(thing, "__dict__", {}).values()]
+    else:
+        inner = ()
+    return size + sum(size_of(one, seen) for one in inner)
+
+
+async def test_a_hundred_thousand_requests_with_nobody_reading(start, clock, db):
+    observer = await start()
+
+    async def pour(count, apart):
+        for number in range(count):
+            clock.ms += apart
+            latency = 5.0 + number % 2000
+            change = {"model_id": f"m{number % 5}", "key_id": f"k{number % 8}"}
+            observer.observe(entry(clock.ms - 3000, latency, **change), 0.0)
+            if number % 1000 == 0:
+                observer.series.flush()
+                observer.stats.expire(clock.ms)
+                await observer.series.settled()
+        observer.fold()
+        await observer.series.settled()
+
+    await pour(4_000, 25_000)
+    day = size_of(observer, set())
+    await pour(96_000, 10)
+    assert observer.series.dropped == observer.series.pending == 0
+    assert observer.series.retention_days
+    # After a full day more traffic fills slots better, but there are no more of them.
+    assert size_of(observer, set()) < day + 1_500_000 < 4_000_000
+    assert all(len(window.totals) == 5 + 8 + 1 for window in observer.stats._windows)
+    # One row for each label and second, minute and hour in which it was seen: no more.
+    [(rows,)] = await db.read("SELECT COUNT(*) FROM series_points")
+    seconds, minutes, hours = 4_000 * 3 + 960 * 14, 4_000 * 3 + 16 * 14, 30 * 14
+    assert rows <= seconds + minutes + hours
