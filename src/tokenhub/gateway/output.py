@@ -11,13 +11,20 @@ import msgspec
 
 from tokenhub.core.errors import InvalidRequest, Unprocessable
 
-_THINK = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
-_OPEN_THINK = re.compile(r"<think>.*\Z", re.DOTALL)
 _FENCE = re.compile(r"```[a-zA-Z]*[ \t]*\n(.*?)\n?```", re.DOTALL)
 _JSON_FENCE = re.compile(r"```json[ \t]*\n(.*?)\n?```", re.DOTALL | re.IGNORECASE)
 _HEADING = re.compile(r"^[ \t]*#{1,6}[ \t]+", re.MULTILINE)
 _BULLET = re.compile(r"^[ \t]*[*+-][ \t]+", re.MULTILINE)
-_EMPHASIS = re.compile(r"(\*\*|__|\*|`)(?=\S)(.+?)(?<=\S)\1")
+# Mark, where it opens, where it closes. One pattern for the pair would take quadratic time.
+_EMPHASIS = tuple(
+    (
+        mark,
+        re.compile(rf"{re.escape(mark)}(?=[^\s*])"),
+        re.compile(rf"(?<=[^\s*]){re.escape(mark)}"),
+    )
+    for mark in ("**", "__", "*", "`")
+)
+_THINK, _END_THINK = "<think>", "</think>"
 
 CHARS_PER_TOKEN = 4
 SHOWN_FAULTS = 10
@@ -38,8 +45,7 @@ class OutputFormat(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     def apply(self, text: str) -> str:
         """The text as wished."""
         if self.strip_think:
-            # A block that never ends (the answer was cut inside it) is thinking too.
-            text = _OPEN_THINK.sub("", _THINK.sub("", text))
+            text = _without_thinking(text)
         if self.type == "json":
             text = unfenced(text)
         elif self.type == "markdown":
@@ -111,7 +117,32 @@ def unfenced(text: str) -> str:
     return (found[1] if found else text).strip()
 
 
+def _without_thinking(text: str) -> str:
+    kept, at = [], 0
+    while (start := text.find(_THINK, at)) >= 0:
+        kept.append(text[at:start])
+        # A block that never ends (the answer was cut inside it) is thinking too.
+        end = text.find(_END_THINK, start)
+        if end < 0:
+            return "".join(kept)
+        at = end + len(_END_THINK)
+        while text[at : at + 1].isspace():
+            at += 1
+    return "".join((*kept, text[at:]))
+
+
 def _plain(text: str) -> str:
     text = _BULLET.sub("", _HEADING.sub("", text))
-    text = _EMPHASIS.sub(r"\2", text)
-    return "\n".join(line.strip() for line in text.splitlines()).strip()
+    return "\n".join(_unmarked(line).strip() for line in text.splitlines()).strip()
+
+
+def _unmarked(line: str) -> str:
+    for mark, opens, closes in _EMPHASIS:
+        if mark not in line:
+            continue
+        kept, at = [], 0
+        while (start := opens.search(line, at)) and (end := closes.search(line, start.end() + 1)):
+            kept += [line[at : start.start()], line[start.end() : end.start()]]
+            at = end.end()
+        line = "".join((*kept, line[at:]))
+    return line
