@@ -74,16 +74,15 @@ class Screen:
 
     def judge(self, model: Model) -> Fit | Filtered:
         """Whether a model may answer; the first rule it breaks if not."""
-        fit = self._measure(model)
-        for fault in self._faults(model, fit):
-            return fault
-        return fit
+        fit = self.measure(model)
+        return next(self._faults(model, fit), None) or fit
 
     def every_fault(self, model: Model) -> list[Filtered]:
         """All rules a model breaks."""
-        return list(self._faults(model, self._measure(model)))
+        return list(self._faults(model, self.measure(model)))
 
-    def _measure(self, model: Model) -> Fit:
+    def measure(self, model: Model) -> Fit:
+        """What is known of a model for this request, whether or not it may answer."""
         evidence = self._evidence
         view = evidence.providers.get(model.provider_id, UNKNOWN_PROVIDER)
         own = evidence.models.get(model.id, UNKNOWN_MODEL)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from tokenhub.core.decision import Candidate, Evidence, Mode
-from tokenhub.routing.thompson import PRIOR, draw_index, propensities
+from tokenhub.routing.thompson import PRIOR, draw_index, propensities, step_index, steps_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from tokenhub.core.catalog import Model
 
 
+# Multiples of 2^-40 below 1 add without rounding, so the terms of a score sum to it exactly, in any
+# order and by any algorithm.
 _GRID = 1 << 40
 _SCORE_THEN_ID = itemgetter(0, 1)
 
@@ -36,7 +38,7 @@ class Profile(NamedTuple):
     weight: float
 
 
-PROFILES = {
+PROFILES: dict[str, Profile] = {
     Mode.CHEAP: Profile(0.7, 0.1, 0.1, 0.1),
     Mode.NORMAL: Profile(0.25, 0.25, 0.25, 0.25),
     Mode.HIGH_CONFIDENCE: Profile(0.05, 0.1, 0.15, 0.7),
@@ -70,8 +72,8 @@ def rank(
         draw: a number in [0, 1).
     """
     if mode == Mode.THOMPSON:
-        return _drawn(_by_reward(fits, evidence), draw), "thompson"
-    ranked = _by_score(fits, PROFILES[Mode(mode)])
+        return _by_reward(fits, evidence, draw), "thompson"
+    ranked = _by_score(fits, PROFILES[mode])
     if temperature <= 0 or len(ranked) == 1:
         return (_certain(ranked[0]), *ranked[1:]), "weighted"
     odds = [exp(-place / temperature) for place in range(len(ranked))]
@@ -95,59 +97,76 @@ def _drawn(ranked: list[Candidate], draw: float) -> tuple[Candidate, ...]:
 def _by_score(fits: Sequence[Fit], profile: Profile) -> list[Candidate]:
     # An unknown price counts as the dearest known one, so that no mode prefers a model because
     # nobody entered its price.
-    wc, wl, wf, ww = profile
+    of_cost, of_latency, of_failure, of_weight = (part * _GRID for part in profile)
     max_cost = max([fit.cost or 0 for fit in fits])
-    max_latency = max([fit.latency_ms for fit in fits])
-    max_failure = max([fit.error_rate for fit in fits])
-    max_weight = max([fit.model.weight for fit in fits])
+    most_cost = max_cost or 1
+    most_latency = max([fit.latency_ms for fit in fits]) or 1.0
+    most_failure = max([fit.error_rate for fit in fits]) or 1.0
+    most_weight = max([fit.model.weight for fit in fits]) or 1
     ranked = []
     for fit in fits:
         share = max_cost if fit.cost is None else fit.cost
-        cost = _grid(wc * share / max_cost) if max_cost else 0.0
-        latency = _grid(wl * fit.latency_ms / max_latency) if max_latency else 0.0
-        failure = _grid(wf * fit.error_rate / max_failure) if max_failure else 0.0
-        weight = _grid(-ww * fit.model.weight / max_weight) if max_weight > 0 else 0.0
+        cost = int(of_cost * (share / most_cost)) / _GRID
+        latency = int(of_latency * (fit.latency_ms / most_latency)) / _GRID
+        failure = int(of_failure * (fit.error_rate / most_failure)) / _GRID
+        weight = -int(of_weight * (fit.model.weight / most_weight)) / _GRID
         terms = {"cost": cost, "latency": latency, "failure": failure, "weight": weight}
         ranked.append((cost + latency + failure + weight, fit.model.id, fit, terms))
     ranked.sort(key=_SCORE_THEN_ID)
     return [_candidate(fit, score, terms) for score, _, fit, terms in ranked]
 
 
-def _grid(term: float) -> float:
-    # Multiples of 2^-40 below 1 add without rounding, so the terms of a score sum to it exactly,
-    # in any order and by any algorithm.
-    return int(term * _GRID) / _GRID
+def _by_reward(fits: Sequence[Fit], evidence: Evidence, draw: float) -> tuple[Candidate, ...]:
+    fits = sorted(fits, key=_model_id)
+    odds = Odds([fit.model.id for fit in fits], evidence)
+    chosen = odds.index(draw)
+    candidates = [odds.candidate(fit, place) for place, fit in enumerate(fits)]
+    rest = candidates[:chosen] + candidates[chosen + 1 :]
+    rest.sort(key=_score_then_id)
+    return (candidates[chosen], *rest)
 
 
-def _by_reward(fits: Sequence[Fit], evidence: Evidence) -> list[Candidate]:
-    arms = [evidence.arms.get(fit.model.id, PRIOR) for fit in fits]
-    chances = propensities(arms)
-    ranked = sorted(
-        zip(
-            [-mean for mean, _ in arms],
-            [fit.model.id for fit in fits],
-            fits,
-            arms,
-            chances,
-            strict=True,
-        ),
-        key=_SCORE_THEN_ID,
-    )
-    return [
-        Candidate(
+class Odds:
+    """How likely each of some models is to be chosen by ``thompson``.
+
+    It depends on the arms alone, not on the request, so many requests can share it. The models
+    stand in the order of their ids, which is the same when a decision is made again.
+    """
+
+    __slots__ = ("_arms", "_chances", "_steps")
+
+    def __init__(self, model_ids: Sequence[str], evidence: Evidence) -> None:
+        self._arms = [evidence.arms.get(model_id, PRIOR) for model_id in model_ids]
+        self._chances = propensities(self._arms)
+        self._steps = steps_of(self._chances)
+
+    def index(self, draw: float) -> int:
+        """The place of the model that a number in [0, 1) chooses."""
+        return step_index(self._steps, draw)
+
+    def candidate(self, fit: Fit, place: int) -> Candidate:
+        """The model at a place as a candidate."""
+        mean, sd = self._arms[place]
+        return Candidate(
             model=fit.model,
-            score=score,
-            terms={"reward": score},
+            score=-mean,
+            terms={"reward": -mean},
             cost=fit.cost,
             bound=fit.bound,
             output_cap=fit.output_cap,
             expected_ms=fit.expected_ms,
-            propensity=chance,
-            mean=arm[0],
-            sd=arm[1],
+            propensity=self._chances[place],
+            mean=mean,
+            sd=sd,
         )
-        for score, _, fit, arm, chance in ranked
-    ]
+
+
+def _model_id(fit: Fit) -> str:
+    return fit.model.id
+
+
+def _score_then_id(candidate: Candidate) -> tuple[float, str]:
+    return candidate.score, candidate.model.id
 
 
 def _candidate(fit: Fit, score: float, terms: dict[str, float]) -> Candidate:

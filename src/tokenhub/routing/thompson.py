@@ -5,7 +5,7 @@ in [0, 1], read as a Gaussian of the same mean and variance.
 
 The choice is drawn from explicit probabilities, so the propensity of every choice is exact by
 construction. They are those of Thompson sampling, the probability of each arm to be the best one,
-integrated over eight points with a logistic in place of the Gaussian. From sampling the Betas
+integrated over six points with a logistic in place of the Gaussian. From sampling the Betas
 themselves they differ by 0.01 with two arms, 0.05 with five and 0.1 with twenty (mean total
 variation; the test measures it). A share ``FLOOR`` is spread evenly over all arms, so that no
 propensity is near zero and offline evaluation stays possible.
@@ -19,8 +19,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from itertools import accumulate
-from math import exp, prod, sqrt
-from operator import mul
+from math import exp, sqrt
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,9 +34,6 @@ PRIOR = (0.5, sqrt(1 / 12))  # mean and standard deviation of Beta(1, 1)
 
 LOGISTIC = 1.702  # makes the logistic function differ from the Gaussian one by less than 0.01
 LEFT, RIGHT = 2.0, 2.5  # standard deviations around the means where the best reward is looked for
-POINTS = tuple((point + 0.5) / 8 for point in range(8))
-FEW_POINTS = tuple((point + 0.5) / 6 for point in range(6))
-MANY_ARMS = 12  # with more, the largest reward is spread less and six points are as good
 SD_MIN = 0.01
 
 
@@ -158,30 +154,57 @@ def propensities(arms: Sequence[tuple[float, float]]) -> list[float]:
         return [1.0]
     low = max([mean - LEFT * sd for mean, sd in arms])
     high = min(max([mean + RIGHT * sd for mean, sd in arms]), 1.0)
-    some = [at for at, (mean, sd) in enumerate(arms) if mean + RIGHT * sd > low]
-    fractions = FEW_POINTS if len(some) > MANY_ARMS else POINTS
-    points = [low + (high - low) * fraction for fraction in fractions]
-    columns, slopes = [], []
-    for at in some:
-        mean, sd = arms[at]
-        slope = LOGISTIC / sd
+    step = (high - low) / 6.0
+    first = low + step / 2.0
+    b0 = b1 = b2 = b3 = b4 = b5 = 1.0  # Π F at the six points
+    columns = []
+    # Written out: half the time of loops over points, and every thompson request pays it.
+    for at, (mean, sd) in enumerate(arms):
+        if mean + RIGHT * sd <= low:
+            continue
+        k = LOGISTIC / sd
         # Each point lies above mean - LEFT * sd of every arm, so exp() stays small.
-        shift = mean * slope
-        columns.append([1.0 / (1.0 + exp(shift - point * slope)) for point in points])
-        slopes.append(slope)
-    below = list(map(prod, zip(*columns, strict=True)))
-    total = sum(below)
+        e = exp((mean - first) * k)
+        ratio = exp(-step * k)
+        f0 = 1.0 / (1.0 + e)
+        e *= ratio
+        f1 = 1.0 / (1.0 + e)
+        e *= ratio
+        f2 = 1.0 / (1.0 + e)
+        e *= ratio
+        f3 = 1.0 / (1.0 + e)
+        e *= ratio
+        f4 = 1.0 / (1.0 + e)
+        f5 = 1.0 / (1.0 + e * ratio)
+        b0 *= f0
+        b1 *= f1
+        b2 *= f2
+        b3 *= f3
+        b4 *= f4
+        b5 *= f5
+        columns.append((at, k, f0, f1, f2, f3, f4, f5))
+    total = b0 + b1 + b2 + b3 + b4 + b5
     wins = [
-        slope * (total - sum(map(mul, column, below)))
-        for column, slope in zip(columns, slopes, strict=True)
+        k * (total - f0 * b0 - f1 * b1 - f2 * b2 - f3 * b3 - f4 * b4 - f5 * b5)
+        for _, k, f0, f1, f2, f3, f4, f5 in columns
     ]
     scale = (1.0 - FLOOR) / sum(wins)
     chances = [FLOOR / count] * count
-    for at, win in zip(some, wins, strict=True):
-        chances[at] += win * scale
+    for column, win in zip(columns, wins, strict=True):
+        chances[column[0]] += win * scale
     return chances
 
 
 def draw_index(chances: Sequence[float], draw: float) -> int:
     """The index that a number in [0, 1) falls on, by the inverse of the distribution function."""
-    return min(bisect_right(list(accumulate(chances)), draw), len(chances) - 1)
+    return step_index(steps_of(chances), draw)
+
+
+def steps_of(chances: Sequence[float]) -> list[float]:
+    """The distribution function at each index, for ``step_index``."""
+    return list(accumulate(chances))
+
+
+def step_index(steps: Sequence[float], draw: float) -> int:
+    """The index that a number in [0, 1) falls on."""
+    return min(bisect_right(steps, draw), len(steps) - 1)
