@@ -129,6 +129,12 @@ class StateGauges:
             [((table,), count) for table, count in parts.retention.deleted.items()],
         )
         yield _plain(
+            "tokenhub_series_rows_total",
+            "Time series rows written.",
+            parts.observer.series.written,
+            "counter",
+        )
+        yield _plain(
             "tokenhub_heartbeat_total",
             "Heartbeats of the event stream.",
             parts.bus.published["heartbeat"],
