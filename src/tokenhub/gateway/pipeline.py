@@ -16,10 +16,11 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from tokenhub.core.bounds import BYTES_PER_TOKEN, measure_chat
-from tokenhub.core.decision import RouteQuery
+from tokenhub.core.decision import AUTO, RouteQuery
 from tokenhub.core.errors import ProviderError
 from tokenhub.gateway.attempt import Attempt
 from tokenhub.gateway.call import Call
+from tokenhub.gateway.features import features_of
 from tokenhub.gateway.hedge import race
 from tokenhub.gateway.intent import chat_intent
 from tokenhub.gateway.native import native_intent
@@ -143,6 +144,7 @@ class Pipeline:
                 models=grant.models,
                 allow_fallback=grant.allow_fallback or intent.allow_fallback,
                 key_id=grant.key_id,
+                features=features_of(chat) if chat.model[:4] in {"", AUTO} else {},
             ),
             unavailable=self._lanes.unavailable(),
         )
