@@ -136,6 +136,9 @@ fix: .venv/.dev  ## format, and mend what ruff can mend
 bench: .venv/.run  ## measure against nginx as a plain proxy; BENCH="json stream" runs some rows
 	@$(PY) bench/run.py $(BENCH)
 
+bench-money: .venv/.run  ## does the money add up under load and kill -9? MONEY="--kills 5" is shorter
+	@$(PY) bench/money.py $(MONEY)
+
 lock: .venv/.run  ## write requirements/*.txt anew from *.in; UPGRADE=1 takes the newest versions
 	@set -e; for name in bootstrap runtime otel dev build bench real; do \
 	  case $$name in otel|dev) pins=runtime;; build) pins=dev;; *) pins=;; esac; \
@@ -153,7 +156,7 @@ clean:  ## remove what was built, and the tools' caches; .venv stays
 	@find src tests bench tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help run install uninstall build _build-container _build-native start stop restart status \
-  logs package _write-env test check fix bench lock prices clean FORCE
+  logs package _write-env test check fix bench bench-money lock prices clean FORCE
 
 
 # A clone that was moved gets a new environment: programs in .venv carry its absolute path.
