@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from urllib.parse import quote
 
 from tests.e2e.peers import Peer
 from tests.e2e.server import free_port
@@ -51,7 +52,7 @@ class Fleet:
         return peer
 
     def alias(self, name, **fields):
-        self.hub.ok("PUT", f"/aliases/{name}", fields)
+        self.hub.ok("PUT", f"/aliases/{quote(name)}", fields)
         self.aliases.append(name)
 
     def id(self, name):
@@ -80,7 +81,7 @@ class Fleet:
 
     def clear(self):
         for name in self.aliases:
-            self.hub.ok("DELETE", f"/aliases/{name}")
+            self.hub.ok("DELETE", f"/aliases/{quote(name)}")
         for name in self.models:
             self.hub.ok("DELETE", f"/models/{name}")
         for name in self.providers:
