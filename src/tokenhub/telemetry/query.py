@@ -64,7 +64,7 @@ METRICS = {
 DEFAULT_RANGE = DAY
 MOST_STEPS = 11_000
 MOST_POINTS = 100_000
-AIM_STEPS = 1_500
+AIM_STEPS = 500
 STEPS = (
     SECOND, 5 * SECOND, 15 * SECOND, MINUTE, 5 * MINUTE, 15 * MINUTE, HOUR, 6 * HOUR, DAY,
     7 * DAY, 28 * DAY,
@@ -75,7 +75,7 @@ _SLICE = 200  # rows taken at a time before others get their turn on the loop
 class Question(NamedTuple):
     """What is asked. Times are Unix milliseconds, ends included; "" = any; step 0 = you choose.
 
-    Without ``end`` it ends now; without ``start`` it goes back a day, or 1500 short steps.
+    Without ``end`` it ends now; without ``start`` it goes back a day, or 500 short steps.
     """
 
     metric: str

@@ -6,7 +6,7 @@
 | rewards and decisions | ``TOKENHUB_DECISION_RETENTION_DAYS``                             |
 | series of seconds     | 1 hour                                                           |
 | series of minutes     | 7 days, or the retention if that is shorter                      |
-| series of hours       | as set by ``tsdb retention``, or TOKENHUB_SERIES_RETENTION_DAYS  |
+| series of hours, days | as set by ``tsdb retention``, or TOKENHUB_SERIES_RETENTION_DAYS  |
 | audit trail, ledger   | for ever: they are proof                                         |
 """
 

@@ -1,11 +1,12 @@
-"""Time series of requests: seconds, rolled up into minutes and hours.
+"""Time series of requests: seconds, rolled up into minutes, hours and days.
 
     a second in memory ──► closed ──┬──► stored as a row of 1 s
                                     ├──► merged into the running minute ──► closed ──► row of 1 min
-                                    └──► merged into the running hour ────► closed ──► row of 1 h
+                                    ├──► merged into the running hour ────► closed ──► row of 1 h
+                                    └──► merged into the running day ─────► closed ──► row of 1 day
 
-Rows are written in batches by ``write_soon``. Whether a question is answered from seconds, minutes
-or hours changes its steps, not its sums: every resolution holds every request exactly once. What
+Rows are written in batches by ``write_soon``. Whether a question is answered from seconds or
+from days changes its steps, not its sums: every resolution holds every request exactly once. What
 is not stored yet is read from memory, so that a request can be seen as soon as it is over. A
 process that dies loses the second that was running and what was still queued for the writer.
 """
@@ -39,9 +40,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SECOND, MINUTE, HOUR, DAY = 1_000, 60_000, 3_600_000, 86_400_000
-RESOLUTIONS = (SECOND, MINUTE, HOUR)
+RESOLUTIONS = (SECOND, MINUTE, HOUR, DAY)
 KEPT_MS = {SECOND: HOUR, MINUTE: 7 * DAY}
-"""How long the finer rows are kept; hours are kept as long as the retention says."""
+"""How long the finer rows are kept; hours and days as long as the retention says."""
 
 RETENTION_DAYS = 400
 MOST_DAYS = 3_660
@@ -65,8 +66,9 @@ ON CONFLICT (id) DO NOTHING
 """
 _LABELS = "SELECT id, kind, name, provider FROM series_labels ORDER BY id"
 _STATE = """
-INSERT INTO series_state (id, minute, hour) VALUES (1, :minute, :hour)
-ON CONFLICT (id) DO UPDATE SET minute = excluded.minute, hour = excluded.hour
+INSERT INTO series_state (id, minute, hour, day) VALUES (1, :minute, :hour, :day)
+ON CONFLICT (id) DO UPDATE
+SET minute = excluded.minute, hour = excluded.hour, day = excluded.day
 """
 # Naming all labels lets the primary key serve: no second index has to be kept up.
 _SINCE = f"""
@@ -136,8 +138,8 @@ class Series:
         self.retention_days = retention_days
         self.second = 0
         self._active: list[Line] = []
-        self._rolling: dict[int, Cells] = {MINUTE: {}, HOUR: {}}
-        self._starts: dict[int, int] = {MINUTE: 0, HOUR: 0}
+        self._rolling: dict[int, Cells] = {MINUTE: {}, HOUR: {}, DAY: {}}
+        self._starts: dict[int, int] = {MINUTE: 0, HOUR: 0, DAY: 0}
         self._ids: dict[Label, int] = {}
         self._next_id = 1
         self._live: set[Label] = set()
@@ -153,23 +155,23 @@ class Series:
         for number, kind, name, provider in await self._db.read(_LABELS):
             self._ids[Label(kind, name, provider)] = number
             self._next_id = number + 1
-        state = await self._db.read("SELECT minute, hour FROM series_state WHERE id = 1")
-        minute, hour = state[0] if state else (0, 0)
-        self._starts = {MINUTE: minute, HOUR: hour}
+        state = await self._db.read("SELECT minute, hour, day FROM series_state WHERE id = 1")
+        minute, hour, day = state[0] if state else (0, 0, 0)
+        self._starts = {MINUTE: minute, HOUR: hour, DAY: day}
         second = now_ms - now_ms % SECOND
+        async for at, label, cell in self.stored(HOUR, day, hour):
+            self._roll(at, {label: cell}, DAY)
         async for at, label, cell in self.stored(MINUTE, hour, minute):
-            self._turn(at, HOUR)
-            merge_into(self._rolling[HOUR], label, cell)
+            self._roll(at, {label: cell}, HOUR, DAY)
         async for at, label, cell in self.stored(SECOND, minute, second):
-            self._roll(at, {label: cell})
+            self._roll(at, {label: cell}, MINUTE, HOUR, DAY)
         # A restart within one second: it goes on being counted, and its row is replaced.
         async for _, label, cell in self.stored(SECOND, second, second + SECOND):
             line = Line(label)
             line.cell = cell
             self._active.append(line)
         self.second = second
-        self._turn(second, MINUTE)
-        self._turn(second, HOUR)
+        self._turn_all(second)
         if found := await self._db.read(_READ_SETTING, {"key": _SETTING}):
             self.retention_days = int(found[0][0])
         await self.settled()
@@ -225,8 +227,7 @@ class Series:
         if second > self.second or second < self.second - _CLOCK_SET_BACK:
             self._close_second()
             self.second = second
-            self._turn(second, MINUTE)
-            self._turn(second, HOUR)
+            self._turn_all(second)
         if len(self._rows) >= FLUSH_AT:
             self.flush()
 
@@ -234,7 +235,7 @@ class Series:
         cells = self._end()
         if cells:
             self._emit(SECOND, self.second, cells)
-            self._roll(self.second, cells)
+            self._roll(self.second, cells, MINUTE, HOUR, DAY)
             self._closed(self.second, cells)
 
     def _end(self) -> Cells:
@@ -244,12 +245,16 @@ class Series:
         self._active = []
         return cells
 
-    def _roll(self, at: int, cells: Cells) -> None:
-        for resolution, rolling in self._rolling.items():
+    def _roll(self, at: int, cells: Cells, *resolutions: int) -> None:
+        for resolution in resolutions:
             self._turn(at, resolution)
-            rolling = self._rolling[resolution]  # noqa: PLW2901 - a turn has replaced it
+            rolling = self._rolling[resolution]
             for label, cell in cells.items():
                 merge_into(rolling, label, cell)
+
+    def _turn_all(self, at: int) -> None:
+        for resolution in (MINUTE, HOUR, DAY):
+            self._turn(at, resolution)
 
     def _turn(self, at: int, resolution: int) -> None:
         start = at - at % resolution
@@ -285,7 +290,7 @@ class Series:
         rows, self._rows = self._rows, []
         labels, self._new_labels = self._new_labels, []
         starts = self._starts
-        state = {"minute": starts[MINUTE], "hour": starts[HOUR]}
+        state = {"minute": starts[MINUTE], "hour": starts[HOUR], "day": starts[DAY]}
         self._unwritten += len(rows)
 
         def save(tx: Transaction) -> None:

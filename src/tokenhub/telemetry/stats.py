@@ -88,7 +88,8 @@ class Stats:
         self._windows = tuple(Window(span) for span in SPANS)
 
     def add(self, at_ms: int, cells: Mapping[Label, Cell]) -> None:
-        """Take in the closed second that began at ``at_ms``."""
+        """Take in the closed second that began at ``at_ms``; let go of what is over by then."""
+        self.expire(at_ms)
         for window in self._windows:
             window.add(at_ms, cells)
 

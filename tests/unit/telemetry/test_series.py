@@ -51,7 +51,7 @@ async def test_a_request_is_seen_by_the_next_question(start, clock):
 
 traffic = st.lists(
     st.tuples(
-        st.sampled_from([0, 1, 250, 999, 1_000, 7_300, 59_999, 60_000, 754_321, 3_600_000]),
+        st.sampled_from([0, 1, 250, 999, 1_000, 7_300, 59_999, 60_000, 754_321, HOUR, 9 * HOUR]),
         st.integers(1, 5_000),
         st.booleans(),
         st.sampled_from(["m1", "m2"]),
@@ -186,7 +186,7 @@ async def test_a_year_is_read_as_thousands_of_points(start, clock, db):
     assert len(hours) == 8760
     assert set(hours.values()) == {1}
     chosen = await points(observer, "requests", start=begin)
-    assert 1000 < len(chosen) < 1600
+    assert len(chosen) == 365
     assert sum(chosen.values()) == 8760
     p99 = await points(observer, "latency", start=begin, step=DAY, aggregate="p99")
     assert len(p99) == 365

@@ -11,7 +11,7 @@ CREATE TABLE series_labels (
     UNIQUE (kind, name, provider)
 );
 
--- resolution is 1000, 60000 or 3600000; at is a multiple of it.
+-- resolution is 1000, 60000, 3600000 or 86400000; at is a multiple of it.
 CREATE TABLE series_points (
     label INTEGER NOT NULL,
     resolution INTEGER NOT NULL,
@@ -38,9 +38,10 @@ CREATE TABLE series_points (
 );
 
 -- How far roll-ups have come: seconds before "minute" stand in minutes, minutes before "hour" in
--- hours. What a process that died left out is rolled up at the next start.
+-- hours, hours before "day" in days. What a process that died left out is rolled up at the next start.
 CREATE TABLE series_state (
     id INTEGER PRIMARY KEY CHECK (id = 1),
     minute BIGINT NOT NULL,
-    hour BIGINT NOT NULL
+    hour BIGINT NOT NULL,
+    day BIGINT NOT NULL
 );
