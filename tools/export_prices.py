@@ -15,11 +15,14 @@ import sys
 from decimal import ROUND_HALF_UP, Decimal
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from genai_prices import types as genai
 from genai_prices.data import providers
 
 TARGET = Path(__file__).parent.parent / "src/tokenhub/providers/data/prices.json"
+
+Json = dict[str, Any]
 
 # The catalogue's name of a price → ours, and the decimal exponent that makes it femto-dollars.
 KINDS = {
@@ -68,7 +71,7 @@ def main() -> int:
     return 0
 
 
-def rendered(catalogue: dict) -> str:
+def rendered(catalogue: Json) -> str:
     """JSON with one model per line, so that a new catalogue can be read as a diff."""
     head = {name: value for name, value in catalogue.items() if name != "providers"}
     lines = [compact(head)[:-1] + ',"providers":[']
@@ -84,16 +87,16 @@ def compact(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def provider(one: genai.Provider) -> dict:
-    exported = {"id": one.id, "url": one.api_pattern}
+def provider(one: genai.Provider) -> Json:
+    exported: Json = {"id": one.id, "url": one.api_pattern}
     if one.fallback_model_providers:
         exported["fallback"] = one.fallback_model_providers
     exported["models"] = [model(each) for each in one.models]
     return exported
 
 
-def model(one: genai.ModelInfo) -> dict:
-    exported = {"id": one.id, "match": clause(one.match)}
+def model(one: genai.ModelInfo) -> Json:
+    exported: Json = {"id": one.id, "match": clause(one.match)}
     if one.context_window:
         exported["context"] = one.context_window
     if isinstance(one.prices, list):
@@ -116,14 +119,14 @@ def model(one: genai.ModelInfo) -> dict:
     return exported
 
 
-def when(constraint: object) -> dict:
+def when(constraint: object) -> Json:
     if isinstance(constraint, genai.StartDateConstraint):
         return {"since": constraint.start_date.isoformat()}
     return {} if constraint is None else {"daily": True}
 
 
-def price(prices: genai.ModelPrice) -> dict:
-    exported = {}
+def price(prices: genai.ModelPrice) -> Json:
+    exported: Json = {}
     for name, (kind, exponent) in KINDS.items():
         value = getattr(prices, name)
         if isinstance(value, genai.TieredPrices):

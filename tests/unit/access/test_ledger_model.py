@@ -26,7 +26,7 @@ from tokenhub.core.clock import SystemClock
 from tokenhub.core.errors import InvalidRequest, PaymentRequired
 from tokenhub.storage.sqlite import SqliteDatabase
 
-RUNS = int(os.environ.get("TOKENHUB_LEDGER_RUNS", "20"))
+RUNS = int(os.environ.get("TOKENHUB_LEDGER_RUNS", "60"))
 STEPS = int(os.environ.get("TOKENHUB_LEDGER_STEPS", "40"))
 
 KEYS = st.sampled_from(["month", "day", "all", "none"])
@@ -172,6 +172,7 @@ class LedgerLife(RuleBasedStateMachine):
         result = self.run_and_flush(cancelled())
         if not isinstance(result, BaseException):  # it needed no wait
             result.release()
+            self.run_and_flush(asyncio.sleep(0))
 
     def split(self, one, amount):
         if amount <= one.nano:
@@ -215,12 +216,9 @@ class LedgerLife(RuleBasedStateMachine):
     @rule()
     def crash(self):
         """The process dies: what never reached the database is gone, the rest is settled."""
-
-        async def die():
-            self.ledger._writer._write = lambda *_: None
-            await self.db.close()
-
-        self.runner.run(die())
+        # Before the loop runs again: what it has not sent to the database yet dies with it.
+        self.ledger._writer._write = lambda *_: None
+        self.run(self.db.close())
         self.runner.close()
         for one, settled, overrun in self.unsynced:
             for sums in one.accounts:
@@ -320,4 +318,4 @@ TestLedgerLife.settings = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
-TestLedgerLife.pytestmark = [pytest.mark.timeout(3600 if RUNS > 20 else 300)]
+TestLedgerLife.pytestmark = [pytest.mark.timeout(3600 if RUNS > 60 else 300)]
