@@ -9,7 +9,7 @@ Money is nano-dollars, time is milliseconds, unless a name says otherwise.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -54,6 +54,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def completed(self, defaults: Limits) -> Limits:
         """The defaults where nobody said anything; an explicit 0 stays."""
+        if self is NO_LIMITS:
+            return defaults
         return Limits(
             max_budget=defaults.max_budget if self.max_budget is None else self.max_budget,
             max_latency_ms=(
@@ -225,7 +227,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     query: RouteQuery
-    candidates: tuple[Candidate, ...]
+    candidates: Sequence[Candidate]
     filtered: tuple[Filtered, ...] = ()
     reason: str = ""
     policy: str = ""

@@ -123,6 +123,12 @@ class Circuit:
         doubtful = self.rejected or max(self.consecutive, self.probe_errors) >= DEGRADED_AT
         return "degraded" if doubtful else "healthy"
 
+    @property
+    def well(self) -> bool:
+        """There is nothing that an answer would change but the figures."""
+        doubts = self.consecutive or self.probe_errors or self.rejected or self.pauses
+        return not (self.tripped or doubts) and self.state == "healthy"
+
     def trip(self, now: float, reason: str, *, by_probe: bool = False) -> None:
         """Open the circuit; for longer when it had not been well for long."""
         self.trips = self.trips + 1 if now - self.returned < EJECT_MAX_S or self.tripped else 1

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from tokenhub.core.decision import Candidate, Decision, Filtered
+from tokenhub.core.decision import Candidate, Decision, Filtered, Mode
 from tokenhub.routing.aliases import pick
 from tokenhub.routing.eligibility import Screen
 from tokenhub.routing.hints import check_mode, read_hint
 from tokenhub.routing.refusal import refusal
 from tokenhub.routing.scoring import Fit, plain, rank
+from tokenhub.routing.shortlist import Ranking, Shortlist, smallest
 from tokenhub.routing.thompson import bucket_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from tokenhub.core.catalog import Model
     from tokenhub.core.decision import Evidence, Limits, RouteQuery
     from tokenhub.routing.aliases import Alias
     from tokenhub.routing.rules import Rules
+    from tokenhub.routing.shortlist import Shortlists
 
 _MASK = (1 << 64) - 1
 
@@ -44,7 +46,13 @@ class Ask(NamedTuple):
 
 
 def decide(
-    query: RouteQuery, rules: Rules, evidence: Evidence, seed: int, *, draw: float | None = None
+    query: RouteQuery,
+    rules: Rules,
+    evidence: Evidence,
+    seed: int,
+    *,
+    draw: float | None = None,
+    shortlists: Shortlists | None = None,
 ) -> Decision:
     """Choose a model, and the order of those that may follow if it fails.
 
@@ -54,6 +62,8 @@ def decide(
         evidence: health, arms and what is unavailable.
         seed: stands for the one random number of the decision.
         draw: that number itself, to ask what another one would have chosen.
+        shortlists: found by earlier decisions under the same rules and evidence, and added to
+            here; they save work and change nothing.
 
     Raises:
         NotFound: code ``model_not_found``.
@@ -66,7 +76,7 @@ def decide(
         return _named(ask, hint.model)
     if hint.alias is not None:
         return _aliased(ask, hint.alias)
-    return _routed(ask, hint.mode)
+    return _routed(ask, hint.mode, shortlists)
 
 
 def effective_mode(query: RouteQuery, hinted: str, rules: Rules) -> str:
@@ -85,16 +95,54 @@ def screen_of(ask: Ask, limits: Limits) -> Screen:
     return Screen(ask.query, limits, ask.rules, ask.evidence, allowed=_allowed(ask))
 
 
-def _routed(ask: Ask, hinted: str) -> Decision:
-    mode = effective_mode(ask.query, hinted, ask.rules)
-    limits = ask.query.limits.completed(ask.rules.settings.limits)
+def _routed(ask: Ask, hinted: str, shortlists: Shortlists | None) -> Decision:
+    query, rules = ask.query, ask.rules
+    mode = effective_mode(query, hinted, rules)
+    limits = query.limits.completed(rules.settings.limits)
+    free = not limits.max_budget and not limits.max_latency_ms
+    if shortlists is not None and mode == Mode.THOMPSON and free:
+        shortlist = _shortlist(ask, limits, shortlists)
+        if shortlist.odds is not None and shortlist.holds(query):
+            return _listed(ask, limits, mode, shortlist)
+    candidates, filtered, policy = _ranked(ask, limits, mode)
+    reason = f"routed-weight-{candidates[0].model.weight}"
+    return _decision(ask, candidates, filtered, policy, reason, mode=mode, limits=limits)
+
+
+def _ranked(
+    ask: Ask, limits: Limits, mode: str
+) -> tuple[tuple[Candidate, ...], list[Filtered], str]:
     fits, filtered = _sift(screen_of(ask, limits), ask.rules.catalog.models.values())
     if not fits:
         raise refusal(ask.query, filtered, ask.evidence)
     temperature = ask.rules.settings.exploration_temp
     candidates, policy = rank(fits, mode, temperature, ask.evidence, ask.draw)
-    reason = f"routed-weight-{candidates[0].model.weight}"
-    return _decision(ask, candidates, filtered, policy, reason, mode=mode, limits=limits)
+    return candidates, filtered, policy
+
+
+def _listed(ask: Ask, limits: Limits, mode: str, shortlist: Shortlist) -> Decision:
+    """What ``_ranked`` would choose, found by looking at that model alone."""
+    assert shortlist.odds is not None
+    place = shortlist.odds.index(ask.draw)
+    fit = screen_of(ask, limits).measure(shortlist.models[place])
+    candidates = Ranking(
+        shortlist.odds.candidate(fit, place),
+        len(shortlist.models),
+        lambda: _ranked(ask, limits, mode)[0],
+    )
+    reason = f"routed-weight-{fit.model.weight}"
+    return _decision(ask, candidates, shortlist.filtered, mode, reason, mode=mode, limits=limits)
+
+
+def _shortlist(ask: Ask, limits: Limits, shortlists: Shortlists) -> Shortlist:
+    query = ask.query
+    shape = query.models, query.tools, query.images, limits.min_weight or 0
+    found = shortlists.get(shape)
+    if found is None:
+        screen = screen_of(ask._replace(query=smallest(query)), limits)
+        models = ask.rules.catalog.models.values()
+        found = shortlists[shape] = Shortlist(screen, models, ask.evidence)
+    return found
 
 
 def _named(ask: Ask, model: Model) -> Decision:
@@ -183,11 +231,14 @@ def _allowed(ask: Ask) -> frozenset[str] | None:
 
 def _decision(
     ask: Ask,
-    candidates: tuple[Candidate, ...],
-    filtered: list[Filtered],
+    candidates: Sequence[Candidate],
+    filtered: Sequence[Filtered],
     policy: str,
     reason: str,
-    **more: Any,
+    *,
+    mode: str = "",
+    alias: str = "",
+    limits: Limits | None = None,
 ) -> Decision:
     return Decision(
         query=ask.query,
@@ -195,11 +246,12 @@ def _decision(
         filtered=tuple(filtered),
         policy=policy,
         reason=reason,
-        limits=more.pop("limits", ask.query.limits),
+        mode=mode,
+        alias=alias,
+        limits=ask.query.limits if limits is None else limits,
         seed=ask.seed,
         draw=ask.draw,
         bucket=bucket_of(ask.query.input_tokens),
         rules=ask.rules.digest,
         evidence=ask.evidence,
-        **more,
     )

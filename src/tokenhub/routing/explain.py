@@ -1,7 +1,7 @@
 """A decision in words and numbers: the table ``simulate`` and ``explain`` show, and the record.
 
 A record holds what a decision was made of, not what it came to: the table of a past decision is
-made by deciding again, and the two results are compared.
+made by deciding again, and the two choices are compared.
 """
 
 from __future__ import annotations
@@ -23,43 +23,46 @@ if TYPE_CHECKING:
     from tokenhub.routing.rewards import StoredDecision
     from tokenhub.routing.rules import Rules
 
-SHOWN = 64  # candidates in a record; explain makes all of them again
 _ROUTED = frozenset({"weighted", "softmax", "thompson"})
 _MONEY = frozenset({"budget_exceeded", "price_unknown"})
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A decision as it is stored.
+    """A decision as it is stored, beside its rules and its evidence.
 
-    ``candidates`` are (model id, score, propensity), the choice first; for offline evaluation.
+    ``choice`` is "" when nobody could answer; ``propensity`` is for offline evaluation.
     """
 
     query: RouteQuery
-    evidence: Evidence
     seed: int
     draw: float
-    rules: str
+    turn: int = 0
     reason: str = ""
     bucket: str = ""
-    candidates: tuple[tuple[str, float, float], ...] = ()
+    choice: str = ""
+    propensity: float = 0.0
 
 
 def encode_record(decision: Decision) -> bytes:
     """The record of a decision as JSON."""
+    chosen = decision.candidates[0] if decision.candidates else None
     return msgspec.json.encode(
         Record(
             query=decision.query,
-            evidence=decision.evidence,
             seed=decision.seed,
             draw=decision.draw,
-            rules=decision.rules,
+            turn=decision.evidence.turn,
             reason=decision.reason,
             bucket=decision.bucket,
-            candidates=tuple(
-                (one.model_id, one.score, one.propensity) for one in decision.candidates[:SHOWN]
-            ),
+            choice="" if chosen is None else chosen.model_id,
+            propensity=0.0 if chosen is None else chosen.propensity,
         )
     )
+
+
+def encode_evidence(evidence: Evidence) -> bytes:
+    """Evidence as JSON, without the turn, which is the request's own."""
+    return msgspec.json.encode(msgspec.structs.replace(evidence, turn=0))
 
 
 def again(stored: StoredDecision) -> tuple[Record, Rules, Decision]:
@@ -69,27 +72,30 @@ def again(stored: StoredDecision) -> tuple[Record, Rules, Decision]:
         HubError: nothing could answer, then or by the code of today.
     """
     record = msgspec.json.decode(stored.record, type=Record)
+    evidence = msgspec.json.decode(stored.evidence, type=Evidence)
+    evidence = msgspec.structs.replace(evidence, turn=record.turn)
     rules = decode(stored.rules)
-    return record, rules, decide(record.query, rules, record.evidence, record.seed)
+    return record, rules, decide(record.query, rules, evidence, record.seed)
 
 
 def replay(request_id: str, stored: StoredDecision) -> dict[str, Any]:
-    """Whether deciding again from the record chooses the same model."""
+    """Whether deciding again from the record chooses the same model, as probably as then."""
     record = msgspec.json.decode(stored.record, type=Record)
-    was = record.candidates[0][0] if record.candidates else ""
     try:
-        _, _, decision = again(stored)
-        now, ranking = decision.chosen.model_id, [one.model_id for one in decision.candidates]
-    except HubError as error:
-        now, ranking = "", [error.code or error.type]
+        _, rules, decision = again(stored)
+        now, propensity = decision.chosen.model_id, decision.propensity
+        digest = rules.digest
+    except HubError:
+        now, propensity, digest = "", 0.0, decode(stored.rules).digest
     return {
         "request_id": request_id,
-        "same": now == was,
-        "recorded": was,
+        "same": now == record.choice,
+        "recorded": record.choice,
         "replayed": now,
-        "same_order": ranking[:SHOWN] == [name for name, _, _ in record.candidates],
+        "recorded_propensity": record.propensity,
+        "replayed_propensity": propensity,
         "seed": record.seed,
-        "rules": record.rules,
+        "rules": digest,
     }
 
 
@@ -110,8 +116,7 @@ def explain(request_id: str, stored: StoredDecision) -> dict[str, Any]:
     except HubError as error:
         refused = {"message": error.message, "code": error.code, "hint": error.hint}
         return {**past, "refused": {**refused, **error.extra}}
-    recorded = record.candidates[0][0] if record.candidates else ""
-    same = decision.chosen.model_id == recorded
+    same = decision.chosen.model_id == record.choice
     return {**past, **describe(decision, rules), "replayed_same": same}
 
 

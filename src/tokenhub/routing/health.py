@@ -48,9 +48,14 @@ OnChange = Callable[[str, str, str, str], None]
 
 
 class Health:
-    """All providers. Everything is learned at once, from the loop's thread."""
+    """All providers. Everything is learned at once, from the loop's thread.
+
+    Attributes:
+        news: rises with everything that no decision may overlook: all but plain answers.
+    """
 
     def __init__(self, clock: Clock) -> None:
+        self.news = 0
         self._clock = clock
         self._circuits: dict[str, Circuit] = {}
         self._models: dict[str, Window] = {}
@@ -79,7 +84,7 @@ class Health:
             return False
         if circuit.tripped:
             circuit.trial_until = now + TRIAL_S
-            self._changed.add(provider_id)
+            self._change(provider_id)
         return True
 
     def first_token(self, provider_id: str) -> None:
@@ -102,8 +107,11 @@ class Health:
             window = self._models[model_id] = Window()
         window.answered(now, latency_ms, ttft_ms)
         self._changed_models.add(model_id)
-        circuit.restore(now)
-        self._touch(provider_id, circuit, "answered")
+        if circuit.well:
+            self._changed.add(provider_id)
+        else:
+            circuit.restore(now)
+            self._touch(provider_id, circuit, "answered")
 
     def failed(
         self, provider_id: str, kind: str, message: str = "", retry_after: float | None = None
@@ -139,7 +147,7 @@ class Health:
         """An attempt ended without saying anything about the provider."""
         if (circuit := self._circuits.get(provider_id)) is not None and circuit.trial_until:
             circuit.trial_until = 0.0
-            self._changed.add(provider_id)
+            self._change(provider_id)
 
     def probed(self, provider_id: str, error: str | None) -> None:
         """A background probe ended; ``error`` None = it was answered.
@@ -213,6 +221,7 @@ class Health:
     def _circuit(self, provider_id: str) -> Circuit:
         if (circuit := self._circuits.get(provider_id)) is None:
             circuit = self._circuits[provider_id] = Circuit()
+            self._next = 0.0
         return circuit
 
     def _note(self, circuit: Circuit, now: float, message: str) -> None:
@@ -236,9 +245,13 @@ class Health:
         if phase == "half_open" or (phase == "closed" and circuit.consecutive >= DOWN_AT):
             circuit.trip(now, "down")
 
+    def _change(self, provider_id: str) -> None:
+        self.news += 1
+        self._changed.add(provider_id)
+
     def _touch(self, provider_id: str, circuit: Circuit, reason: str) -> None:
         now = self._clock.monotonic()
-        self._changed.add(provider_id)
+        self._change(provider_id)
         self._next = min(self._next, circuit.next_change(now))
         new = circuit.judged(now)
         if new != (old := circuit.state):

@@ -9,12 +9,13 @@ first token of a stream, else of the whole answer; ``budget`` is the request's `
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from tokenhub.core.errors import FailureClass
-from tokenhub.routing.explain import encode_record
+from tokenhub.routing.explain import encode_evidence, encode_record
 from tokenhub.routing.health import ATTRIBUTABLE, REJECTIONS
 from tokenhub.routing.rules import encode
 
@@ -52,10 +53,13 @@ WHERE request_id = :request_id AND attempt = :attempt
 """
 _DECISION = """
 INSERT INTO decision_log (request_id, at, mode, policy, model_id, answered_by, outcome, rules,
-    record, attempts)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    evidence, record, attempts)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (request_id) DO NOTHING
 """
+_EVIDENCE = (
+    "INSERT INTO decision_evidence (digest, at, body) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+)
 _RULES = "INSERT INTO decision_rules (digest, at, body) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 _COLUMNS = (
     "request_id", "attempt", "at", "model_id", "provider_id", "mode", "estimated_tokens",
@@ -72,8 +76,9 @@ FROM reward_log WHERE at > :since AND reward IS NOT NULL
 ORDER BY at DESC, request_id DESC, attempt DESC LIMIT :most
 """
 _ONE = """
-SELECT d.record, d.attempts, d.outcome, d.at, r.body
-FROM decision_log d JOIN decision_rules r ON r.digest = d.rules WHERE d.request_id = :request_id
+SELECT d.record, d.attempts, d.outcome, d.at, r.body, e.body
+FROM decision_log d JOIN decision_rules r ON r.digest = d.rules
+JOIN decision_evidence e ON e.digest = d.evidence WHERE d.request_id = :request_id
 """
 PRUNE_SLICE = 2_000
 _PRUNE = (
@@ -85,6 +90,10 @@ _PRUNE = (
     DELETE FROM decision_log WHERE request_id IN (
         SELECT request_id FROM decision_log WHERE at < :before ORDER BY at LIMIT :slice)
     """,
+    """
+    DELETE FROM decision_evidence WHERE digest IN (
+        SELECT digest FROM decision_evidence WHERE at < :before - 60000 ORDER BY at LIMIT :slice)
+    """,  # a decision is at most a minute younger than its evidence
     """
     DELETE FROM decision_rules
     WHERE at < :before AND digest NOT IN (SELECT rules FROM decision_log)
@@ -121,6 +130,10 @@ class Learned(NamedTuple):
     kind: str
 
 
+_Ended = tuple["Decision", tuple["Attempt", ...], str, int]
+"""A decision, what was tried, what came of it, and when."""
+
+
 class StoredDecision(msgspec.Struct, frozen=True):
     """A past decision as it stands in the log; texts are JSON."""
 
@@ -129,6 +142,7 @@ class StoredDecision(msgspec.Struct, frozen=True):
     outcome: str
     at: int
     rules: str
+    evidence: str
 
 
 class RewardLog:
@@ -148,7 +162,7 @@ class RewardLog:
         self._call_later = call_later
         self._attempts: list[tuple[Any, ...]] = []
         self._feedback: list[dict[str, Any]] = []
-        self._decisions: list[tuple[Decision, tuple[Attempt, ...], str, int]] = []
+        self._decisions: list[_Ended] = []
         self._rules: dict[str, tuple[Rules, int]] = {}
         self._known: set[str] = set()
         self._waiting = False
@@ -209,7 +223,9 @@ class RewardLog:
             for digest, (body, at) in rules.items():
                 tx.execute(_RULES, (digest, at, encode(body).decode()))
             if decisions:
-                tx.executemany(_DECISION, [self._row(*one) for one in decisions])
+                digests = _save_evidence(tx, decisions)
+                rows = [_row(*one, digests[id(one[0].evidence)]) for one in decisions]
+                tx.executemany(_DECISION, rows)
             if attempts:
                 tx.executemany(_INSERT, attempts)
             if feedback:
@@ -217,36 +233,22 @@ class RewardLog:
 
         self._db.write_soon(save)
 
-    def _row(
-        self, decision: Decision, attempts: tuple[Attempt, ...], outcome: str, at_ms: int
-    ) -> tuple[Any, ...]:
-        answered = next((one.model_id for one in attempts if not one.kind), "")
-        chosen = decision.candidates[0].model_id if decision.candidates else ""
-        return (
-            decision.query.request_id,
-            at_ms,
-            decision.mode,
-            decision.policy,
-            chosen,
-            answered,
-            outcome,
-            decision.rules,
-            encode_record(decision).decode(),
-            msgspec.json.encode(attempts).decode(),
-        )
-
     async def rewards(self, limit: int = 100, offset: int = 0) -> list[dict[str, Any]]:
-        """Logged attempts, newest first."""
+        """Logged attempts, newest first, with those that have just ended."""
+        await self._written()
         rows = await self._db.read(_LIST, {"limit": limit, "offset": offset})
         return [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
 
     async def stored(self, request_id: str) -> StoredDecision | None:
         """The decision of a request, None when it is not (or no longer) in the log."""
+        await self._written()
+        rows = await self._db.read(_ONE, {"request_id": request_id})
+        return StoredDecision(*rows[0]) if rows else None
+
+    async def _written(self) -> None:
         self.flush()
         # A write ordered after the flush: when it is acknowledged the flush is readable.
         await self._db.write(lambda _: None)
-        rows = await self._db.read(_ONE, {"request_id": request_id})
-        return StoredDecision(*rows[0]) if rows else None
 
     async def learned(self, now_ms: int) -> list[Learned]:
         """The rewards that still count, oldest first."""
@@ -273,3 +275,36 @@ class RewardLog:
             return tx.changes()
 
         return await self._db.write(delete)
+
+
+def _save_evidence(tx: Transaction, decisions: Sequence[_Ended]) -> dict[int, str]:
+    """Write the evidence of some decisions once each; object identity → digest."""
+    digests: dict[int, str] = {}
+    rows = []
+    for decision, *_ in decisions:
+        evidence = decision.evidence
+        if id(evidence) not in digests:
+            body = encode_evidence(evidence)
+            digest = digests[id(evidence)] = blake2b(body, digest_size=12).hexdigest()
+            rows.append((digest, evidence.at_ms, body.decode()))
+    tx.executemany(_EVIDENCE, rows)
+    return digests
+
+
+def _row(
+    decision: Decision, attempts: tuple[Attempt, ...], outcome: str, at_ms: int, evidence: str
+) -> tuple[Any, ...]:
+    answered = next((one.model_id for one in attempts if not one.kind), "")
+    return (
+        decision.query.request_id,
+        at_ms,
+        decision.mode,
+        decision.policy,
+        decision.chosen.model_id if decision.candidates else "",
+        answered,
+        outcome,
+        decision.rules,
+        evidence,
+        encode_record(decision).decode(),
+        msgspec.json.encode(attempts).decode(),
+    )

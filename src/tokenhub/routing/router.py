@@ -16,6 +16,8 @@ from collections import OrderedDict
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
+
 from tokenhub.core.decision import Decision, Evidence, Mode
 from tokenhub.core.errors import HubError, InvalidRequest, NotFound
 from tokenhub.routing.decide import decide
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from tokenhub.core.decision import Attempt, RouteQuery
     from tokenhub.routing.aliases import Alias
     from tokenhub.routing.rewards import RewardLog
+    from tokenhub.routing.shortlist import Shortlists
 
 NOTHING: Mapping[str, str] = {}
 REMEMBERED = 20_000  # latest answers that feedback can reach
@@ -56,6 +59,8 @@ class Router:
         seed: with a request's id it makes the request's own seed.
         rules: what is configured at first.
         log: where attempts and decisions are written, None = nowhere.
+        share_s: for how long decisions may share one look at what was learned, in seconds. A
+            failure, or anything else but a plain answer, is seen by the very next decision.
     """
 
     def __init__(
@@ -65,8 +70,13 @@ class Router:
         seed: int = 0,
         rules: Rules | None = None,
         log: RewardLog | None = None,
+        share_s: float = 0.0,
     ) -> None:
         self._clock = clock
+        self._share_s = share_s
+        self._looks: dict[str, tuple[Evidence, Shortlists]] = {}
+        self._look_ends = 0.0
+        self._look_at = (-1, NOTHING)
         self._seed = b"%d|" % seed
         self._log = log
         self._turns: dict[str, int] = {}
@@ -86,6 +96,7 @@ class Router:
     ) -> None:
         """Replace what is configured; the next decision is made under it."""
         self.rules = self.rules.changed(catalog=catalog, aliases=aliases, settings=settings)
+        self._looks = {}
         if catalog is not None:
             self.health.retain(catalog.providers, catalog.models)
 
@@ -100,14 +111,16 @@ class Router:
             HubError: nothing may answer, or the name means nothing; see ``decide.decide``.
         """
         turn = self._turn(query.model)
-        evidence = self._evidence(query, unavailable, turn)
+        evidence, shortlists = self._look(query, unavailable)
+        if turn:
+            evidence = msgspec.structs.replace(evidence, turn=turn)
         seed = self.seed_of(query.request_id)
         try:
-            decision = decide(query, self.rules, evidence, seed)
+            decision = decide(query, self.rules, evidence, seed, shortlists=shortlists)
         except HubError as error:
             self._refused(query, evidence, seed, error)
             raise
-        if decision.alias:
+        if decision.alias and self.rules.aliases[decision.alias].sticky_by == "round_robin":
             self._turns[decision.alias] = turn + 1
         return decision
 
@@ -130,7 +143,7 @@ class Router:
         Raises:
             HubError: as ``decide``.
         """
-        evidence = self._evidence(query, unavailable, self._turn(query.model))
+        evidence = self._evidence(self._bucket(query), unavailable, self._turn(query.model))
         return decide(query, self.rules, evidence, seed)
 
     def failover(
@@ -236,12 +249,26 @@ class Router:
     def _turn(self, name: str) -> int:
         return self._turns.get(name.strip(), 0) if self._turns else 0
 
-    def _evidence(self, query: RouteQuery, unavailable: Mapping[str, str], turn: int) -> Evidence:
+    def _look(
+        self, query: RouteQuery, unavailable: Mapping[str, str]
+    ) -> tuple[Evidence, Shortlists]:
+        """The evidence, and what was found under it; shared while it may be."""
+        now = self._clock.monotonic()
+        at = (self.health.news, unavailable)
+        if now >= self._look_ends or at != self._look_at:
+            self._looks = {}
+            self._look_ends = now + self._share_s
+            self._look_at = at
+        bucket = self._bucket(query)
+        found = self._looks.get(bucket)
+        if found is None:
+            found = self._looks[bucket] = self._evidence(bucket, unavailable, 0), {}
+        return found
+
+    def _evidence(self, bucket: str, unavailable: Mapping[str, str], turn: int) -> Evidence:
         providers, models = self.health.views()
         now = self._clock.now_ms()
-        arms = {}
-        if self._learns(query):
-            arms = self.bandit.view(self.rules.catalog.models, bucket_of(query.input_tokens), now)
+        arms = self.bandit.view(self.rules.catalog.models, bucket, now) if bucket else {}
         return Evidence(
             at_ms=now,
             providers=providers,
@@ -251,13 +278,15 @@ class Router:
             turn=turn,
         )
 
-    def _learns(self, query: RouteQuery) -> bool:
+    def _bucket(self, query: RouteQuery) -> str:
+        """The arms that a decision would read, "" if none."""
         wish = Mode.THOMPSON
-        return wish in {
-            query.mode,
-            query.key_mode,
-            self.rules.settings.default_mode,
-        } or query.model.strip().endswith(wish)
+        learns = (
+            query.model.endswith(wish)
+            or wish in {query.mode, query.key_mode, self.rules.settings.default_mode}
+            or query.model.strip().endswith(wish)
+        )
+        return bucket_of(query.input_tokens) if learns else ""
 
     def _remember(self, request_id: str, answer: _Answer) -> None:
         self._answers[request_id] = answer

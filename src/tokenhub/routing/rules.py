@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 
 import msgspec
 
@@ -22,11 +23,12 @@ class RoutingSettings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def limits(self) -> Limits:
         """As the limits they stand for."""
-        return Limits(
-            max_budget=self.default_max_budget,
-            max_latency_ms=self.default_max_latency_ms,
-            min_weight=0,
-        )
+        return _limits(self.default_max_budget, self.default_max_latency_ms)
+
+
+@lru_cache(maxsize=16)
+def _limits(max_budget: int, max_latency_ms: int) -> Limits:
+    return Limits(max_budget=max_budget, max_latency_ms=max_latency_ms, min_weight=0)
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):

@@ -290,3 +290,25 @@ def test_a_named_model_is_certain_and_its_stand_ins_are_not():
         ("a", 0.0),
         ("c", 0.0),
     ]
+
+
+@given(queries, worlds(), evidences, SEEDS, st.sampled_from(["", "thompson"]))
+def test_shortlists_change_nothing(asked, ruled, seen, seed, mode):
+    asked = msgspec.structs.replace(asked, mode=mode or asked.mode)
+    plain = decided(asked, ruled, seen, seed)
+    shortlists = {}
+    for _ in range(2):
+        try:
+            short = decide(asked, ruled, seen, seed, shortlists=shortlists)
+        except HubError:
+            short = None
+        assert (short is None) == (plain is None)
+        if plain is not None:
+            assert short.chosen == plain.chosen
+            assert len(short.candidates) == len(plain.candidates)
+            assert tuple(short.candidates) == tuple(plain.candidates)
+            assert (short.filtered, short.reason, short.policy) == (
+                plain.filtered,
+                plain.reason,
+                plain.policy,
+            )

@@ -211,7 +211,7 @@ async def test_every_decision_in_the_log_replays(logged):
     for number in range(40):
         told = replay(f"r-{number}", await log.stored(f"r-{number}"))
         assert told["same"]
-        assert told["same_order"]
+        assert told["recorded_propensity"] == told["replayed_propensity"]
 
 
 async def test_a_refused_request_is_explained_too(logged):
