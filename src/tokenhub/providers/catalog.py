@@ -200,7 +200,7 @@ class CatalogStore:
             def save(tx: Transaction) -> None:
                 tx.execute(MODEL_UPSERT, model_row(after, self._clock.now_ms()))
                 if also is not None:
-                    also(tx, public_model(before) if before else None, public_model(after))
+                    also(tx, self._shown(before) if before else None, self._shown(after))
                 tx.on_commit(lambda: self._adopt(model=after))
 
             await self._db.write(save)
@@ -226,8 +226,8 @@ class CatalogStore:
                 now = self._clock.now_ms()
                 tx.executemany(MODEL_UPSERT, [model_row(after, now) for _, after in checked])
                 if also is not None:
-                    before = {one.id: public_model(one) for one, _ in checked if one}
-                    also(tx, before, {one.id: public_model(one) for _, one in checked})
+                    before = {one.id: self._shown(one) for one, _ in checked if one}
+                    also(tx, before, {one.id: self._shown(one) for _, one in checked})
                 tx.on_commit(lambda: self._adopt_all([after for _, after in checked]))
 
             await self._db.write(save)
@@ -247,7 +247,7 @@ class CatalogStore:
             def delete(tx: Transaction) -> None:
                 tx.execute("DELETE FROM models WHERE id = :id", {"id": model_id})
                 if also is not None:
-                    also(tx, public_model(before), None)
+                    also(tx, self._shown(before), None)
                 tx.on_commit(lambda: self._drop([model_id]))
 
             await self._db.write(delete)
@@ -275,14 +275,17 @@ class CatalogStore:
             providers = {DEMO_PROVIDER.id: DEMO_PROVIDER}
             models = {DEMO_MODEL.id: DEMO_MODEL}
         else:
-            models = {
-                id_: replace(model, prices=self._prices_of(model))
-                for id_, model in sorted(self._models.items())
-            }
+            models = {id_: self._priced(model) for id_, model in sorted(self._models.items())}
         self._version += 1
         self.current = Catalog(version=self._version, providers=providers, models=models)
         for listener in self._listeners:
             listener(self.current)
+
+    def _priced(self, model: Model) -> Model:
+        return replace(model, prices=self._prices_of(model))
+
+    def _shown(self, model: Model) -> dict[str, Any]:
+        return public_model(self._priced(model))
 
     def _prices_of(self, model: Model) -> Prices:
         if model.input_per_1k or model.output_per_1k:
