@@ -161,7 +161,9 @@ class Hub:
 
     def start(self) -> None:
         self._lives += 1
-        kept = {name: os.environ[name] for name in ("PATH", "LANG", "PYTHONPATH") if name in os.environ}
+        kept = {
+            name: os.environ[name] for name in ("PATH", "LANG", "PYTHONPATH") if name in os.environ
+        }
         self.process = Process(
             [sys.executable, "-m", "tokenhub"],
             core=0,

@@ -79,8 +79,10 @@ def test_a_price_set_by_hand_wins_and_null_gives_it_back(priced):
     priced.ok("PUT", "/prices/gpt-4o", {"input_per_1k": None, "output_per_1k": None})
     row = prices_of(priced)["gpt-4o"]
     assert (row["source"], row["cached_read_per_1k"]) == ("catalogue", 0.00125)
-    actions = [row["action"] for row in priced.ok("GET", "/audit")["logs"]]
-    assert actions.count("prices.set") == 4
+    rows = priced.ok("GET", "/audit?action=prices.set")["logs"]
+    sets = [row for row in rows if row["resource"] == "gpt-4o"]
+    told = [(row["before"]["input_per_1k"], row["after"]["input_per_1k"]) for row in sets]
+    assert told == [(0.008, 0.0025), (0.0071, 0.008), (0.0025, 0.0071)]
 
 
 @pytest.mark.parametrize(
