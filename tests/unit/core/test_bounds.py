@@ -162,6 +162,13 @@ def test_images_and_files_by_the_model():
     assert bound(size, mini, max_tokens=1).prompt == 10 + 2 * 48_169 + 128_000
 
 
+def test_images_and_audio_at_their_own_prices():
+    prices = Prices(input=1_000_000, output=0, image_in=2_000_000, audio_in=5_000_000)
+    model = replace(MODEL, prices=prices)
+    found = bound(Measure(text=10, images=1, audio=100), model, max_tokens=1)
+    assert found.nano == 10 + 2 * IMAGE_TOKENS + 5 * 100
+
+
 rate = st.integers(0, 10**9)
 price = st.builds(
     Prices,
@@ -186,7 +193,7 @@ tiered = st.builds(
     price,
     price,
 )
-share = st.floats(0, 1)
+share = st.sampled_from([0.0, 0.3, 1.0])
 
 
 @given(
