@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from tests.unit.telemetry.finished import attempt, entry, failed
@@ -92,6 +92,7 @@ def test_label_values_are_a_closed_set():
     assert value(found, "tokenhub_requests_total", **other) == 20
 
 
+@example('one\ntwo \\ "three"\\n', 1.0)
 @given(st.text(), st.floats(allow_nan=False, allow_infinity=False))
 def test_any_label_and_number_come_through_the_parser(text, number):
     if not text.isprintable() and "\n" not in text:

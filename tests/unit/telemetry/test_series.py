@@ -213,6 +213,22 @@ async def test_the_retention_is_kept_and_old_points_go(start, clock, db):
             await observer.series.set_retention(days)
 
 
+async def test_a_start_does_not_roll_up_again_what_was_pruned_since(start, clock):
+    observer = await start()
+    begin = clock.ms
+    for _ in range(200):
+        clock.ms += MINUTE // 2
+        observer.observe(entry(clock.ms, 1.0), 0.0)
+        observer.fold()
+    assert await observer.prune() > 0
+    observer.close()
+    await observer.series.settled()
+    observer = await start()
+    clock.ms += DAY
+    for step in (MINUTE, HOUR, DAY):
+        assert await total(observer, "requests", start=begin, step=step) == 200
+
+
 async def test_rows_that_cannot_be_written_wait(start, clock, db):
     observer = await start()
     await db.write(lambda tx: tx.execute("ALTER TABLE series_points RENAME TO away"))
