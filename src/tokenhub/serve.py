@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import shlex
 import signal
@@ -61,11 +62,23 @@ async def _run(settings: Settings, *, check: bool) -> int:
         )
         return 3
     stop = _stop_signal()
+    _settle_memory()
     for line in first_lines(app, port):
         print(line, flush=True)
     await stop
     await app.stop()
     return 0
+
+
+def _settle_memory() -> None:
+    """Spare the cycle collector what stays for good, and look for the rest less often.
+
+    A request leaves no cycles behind, so with the usual thresholds a sixth of its time would go
+    into looking for some.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
 
 
 def _stop_signal() -> asyncio.Future[signal.Signals]:
