@@ -205,7 +205,7 @@ class App:
         self.journal.append(entry)
         decision = call.decision
         self.observer.observe(entry, call.upstream_s, decision.filtered if decision else ())
-        publish(call, self.bus)
+        publish(call, entry, self.bus)
 
     def _wire(self) -> None:
         settings, clock = self.settings, self.clock

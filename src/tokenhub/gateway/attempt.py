@@ -11,6 +11,7 @@ from tokenhub.core.bounds import BYTES_PER_TOKEN
 from tokenhub.core.errors import FailureClass, ProviderError, TransportError
 from tokenhub.gateway.call import ATTEMPTS, Answer
 from tokenhub.gateway.relay import Relay
+from tokenhub.providers.upstream import Timeouts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from tokenhub.gateway.lanes import Lane, Lanes
     from tokenhub.providers.adapter import StreamRelay
     from tokenhub.providers.upstream import Answer as Upstream
-    from tokenhub.providers.upstream import Timeouts, UpstreamRequest
+    from tokenhub.providers.upstream import UpstreamRequest
     from tokenhub.routing.retry import Failover, Try
 
 EVENT_STREAM = (
@@ -54,6 +55,13 @@ class Attempt:
             raises ends the attempt.
     """
 
+    __slots__ = (
+        "_call", "_chat", "_clock", "_hold", "_lane", "_lanes", "_plan", "_size", "_step",
+        "on_content",
+    )  # fmt: skip
+
+    _lane: Lane
+
     def __init__(
         self,
         clock: Clock,
@@ -71,7 +79,6 @@ class Attempt:
         self._plan = plan
         self._step = step
         self._lanes = lanes
-        self._lane: Lane
         self._hold: Hold | None = None
         self.on_content: Callable[[], None] | None = None
         call.tries = step.number
@@ -147,7 +154,7 @@ class Attempt:
 
     def _limits(self, timeouts: Timeouts) -> Timeouts:
         step = self._step
-        return replace(timeouts, first_byte=step.first_token_s, total=step.left_s)
+        return Timeouts(timeouts.connect, step.first_token_s, timeouts.idle, step.left_s)
 
     async def _whole(self, answer: Upstream, hold: Hold) -> Answer:
         lane, chat = self._lane, self._chat

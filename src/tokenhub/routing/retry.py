@@ -154,6 +154,12 @@ class Failover:
         first_token_s: for models that set no limit of their own.
     """
 
+    __slots__ = (
+        "_again", "_asked", "_broken", "_budget", "_clock", "_deadline", "_decision",
+        "_first_token_s", "_health", "_kinds", "_last", "_overflowed", "_random", "_record",
+        "_started", "_waits", "attempts",
+    )  # fmt: skip
+
     def __init__(
         self,
         decision: Decision,

@@ -5,52 +5,86 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from tokenhub.core.clock import Clock
 
-TYPES = (
-    "route_success",
-    "route_error",
-    "decision",
-    "health_change",
-    "escalation",
-    "budget",
-    "vault",
-    "config",
-    "key_rotation_expired",
-    "heartbeat",
-)
+_WHO = ("request_id", "api_key_name", "mode", "model_id", "provider_id")
+TYPES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "route_success": (
+        "A request was answered.",
+        (
+            *_WHO,
+            "latency_ms",
+            "ttft_ms",
+            "reason",
+            "cost_usd",
+            "input_tokens",
+            "output_tokens",
+            "total_tokens",
+        ),
+    ),
+    "route_error": (
+        "A request ended in an error, or its client left.",
+        (*_WHO, "latency_ms", "error_class", "error_msg", "status"),
+    ),
+    "decision": (
+        "A request was routed.",
+        (*_WHO, "reason", "policy", "candidates", "propensity"),
+    ),
+    "escalation": (
+        "An attempt failed and the next one was made.",
+        (*_WHO, "error_class", "reason"),
+    ),
+    "budget": (
+        "A request was refused because its key's budget does not cover it.",
+        ("request_id", "api_key_name", "mode", "reason"),
+    ),
+    "health_change": (
+        "A provider's state changed.",
+        ("provider_id", "old_state", "new_state", "reason"),
+    ),
+    "vault": ("The vault was locked.", ("new_state", "reason")),
+    "config": ("Providers, models or prices changed.", ("reason",)),
+    "heartbeat": ("Every 15 seconds; has no id.", ("reason",)),
+}
+"""Every type of event: when it is sent, and its members besides ``type`` and ``timestamp``."""
 
 RING = 1024
 BACKLOG = 256
+GATHER_S = 0.02  # a reader is woken this long after the first event it has not seen
+GATHER_MOST = BACKLOG // 2  # ... or with so many
+
+Fields = dict[str, Any] | Callable[[], dict[str, Any]]
 
 _encode = msgspec.json.Encoder().encode
 
 
 class Event:
-    """One event; its JSON is made once, for the first subscriber that wants it."""
+    """One event; its fields and JSON are made once, for the first subscriber that wants them."""
 
-    __slots__ = ("_frame", "at_ms", "fields", "number", "type")
+    __slots__ = ("_fields", "_frame", "at_ms", "number", "type")
 
-    def __init__(self, number: int, kind: str, at_ms: int, fields: dict[str, Any]) -> None:
+    def __init__(self, number: int, kind: str, at_ms: int, fields: Fields) -> None:
         self.number = number
         self.type = kind
         self.at_ms = at_ms
-        self.fields = fields
+        self._fields = fields
         self._frame = b""
 
     def frame(self, epoch: str) -> bytes:
         """The event as server-sent event, with id, name and one line of JSON."""
         if not self._frame:
             at = datetime.fromtimestamp(self.at_ms / 1000, UTC).isoformat(timespec="milliseconds")
-            body = {"type": self.type, "timestamp": at.replace("+00:00", "Z")} | self.fields
+            fields = self._fields if isinstance(self._fields, dict) else self._fields()
+            body = {"type": self.type, "timestamp": at.replace("+00:00", "Z")} | fields
             # A heartbeat is not kept, so it has no id to resume from.
             name = (
                 b"" if self.type == "heartbeat" else b"id: %s-%d\n" % (epoch.encode(), self.number)
@@ -68,6 +102,7 @@ class Subscription:
         self._waiting: deque[Event] = deque()
         self._dropped = 0
         self._wake: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self.closed = False
 
     def offer(self, event: Event) -> None:
@@ -78,7 +113,12 @@ class Subscription:
             self._waiting.popleft()
             self._dropped += 1
         self._waiting.append(event)
-        self._stir()
+        if self._wake is None or self._wake.done():
+            return
+        if len(self._waiting) >= GATHER_MOST:
+            self._stir()
+        elif self._timer is None:
+            self._timer = self._wake.get_loop().call_later(GATHER_S, self._stir)
 
     def missed(self, count: int) -> None:
         """Note events that were gone before this reader came back."""
@@ -106,6 +146,9 @@ class Subscription:
         self._stir()
 
     def _stir(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
@@ -127,8 +170,11 @@ class EventBus:
         """How many listen now."""
         return len(self._subscribers)
 
-    def publish(self, kind: str, fields: dict[str, Any]) -> None:
-        """Tell everybody. ``kind`` is one of TYPES; ``fields`` are JSON-able and hold no secret."""
+    def publish(self, kind: str, fields: Fields) -> None:
+        """Tell everybody. ``kind`` is one of TYPES; ``fields`` are JSON-able and hold no secret.
+
+        Fields that are not cheap to make are given as the function that makes them.
+        """
         self.published[kind] += 1
         if kind == "heartbeat":
             event = Event(0, kind, self._clock.now_ms(), fields)
