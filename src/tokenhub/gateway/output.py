@@ -10,6 +10,7 @@ import jsonschema_rs
 import msgspec
 
 from tokenhub.core.errors import InvalidRequest, Unprocessable
+from tokenhub.gateway.expansion import Expansion
 
 _FENCE = re.compile(r"```[a-zA-Z]*[ \t]*\n(.*?)\n?```", re.DOTALL)
 _JSON_FENCE = re.compile(r"```json[ \t]*\n(.*?)\n?```", re.DOTALL | re.IGNORECASE)
@@ -65,6 +66,7 @@ class Schema:
         if not isinstance(schema, dict | bool):
             raise InvalidRequest(f"`{param}` must be a JSON Schema object.", param=param)
         try:
+            self._expansion = Expansion(schema)
             self._validator = jsonschema_rs.validator_for(
                 schema,
                 offline=True,
@@ -91,6 +93,12 @@ class Schema:
                 code="output_schema_validation_failed",
                 hint="Ask for JSON in the prompt, or set `parameters.response_format`.",
             ) from None
+        if not self._expansion.bears(value):
+            raise Unprocessable(
+                "The model's answer is nested too deeply to be checked against a schema that "
+                "refers to itself in several places.",
+                code="output_schema_validation_failed",
+            )
         found = itertools.islice(self._validator.iter_errors(value), SHOWN_FAULTS)
         faults = [
             {
