@@ -148,6 +148,9 @@ lock: .venv/.run  ## write requirements/*.txt anew from *.in; UPGRADE=1 takes th
 	    --output-file requirements/$$name.txt requirements/$$name.in; \
 	done
 
+docs: .venv/.dev  ## write docs/reference/ anew from the code
+	@$(PY) tools/make_docs.py
+
 prices: .venv/.dev  ## write the shipped price catalogue anew
 	@$(PY) tools/export_prices.py
 
@@ -156,7 +159,7 @@ clean:  ## remove what was built, and the tools' caches; .venv stays
 	@find src tests bench tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help run install uninstall build _build-container _build-native start stop restart status \
-  logs package _write-env test check fix bench bench-money lock prices clean FORCE
+  logs package _write-env test check fix bench bench-money lock docs prices clean FORCE
 
 
 # A clone that was moved gets a new environment: programs in .venv carry its absolute path.

@@ -34,7 +34,7 @@ DISCOVERED = Layout(
     (
         Column("MODEL ID", "id"),
         Column("REGISTERED", lambda row: "yes" if row.get("registered") else "no"),
-        Column("OWNED BY", "owned_by", wide=True),
+        Column("CONTEXT", "max_context_tokens", cells.number, wide=True),
     ),
     key="id",
     empty="The provider lists no models.",

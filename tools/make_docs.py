@@ -1,0 +1,281 @@
+"""Writes docs/reference/ from the code: settings, routes, commands, events, error codes.
+
+python tools/make_docs.py           write the pages
+python tools/make_docs.py --check   only say which are stale (exit code 1)
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+import sys
+from pathlib import Path
+
+import click
+
+import tokenhub
+from tokenhub.core.errors import FailureClass, HubError
+from tokenhub.settings import PREFIX, VARIABLES
+from tokenhub.telemetry.events import TYPES
+from tokenhub.web.admin.budget import BudgetAdmin
+from tokenhub.web.admin.keys import KeyAdmin
+from tokenhub.web.admin.models import ModelAdmin
+from tokenhub.web.admin.observe import ObserveAdmin
+from tokenhub.web.admin.prices import PriceAdmin
+from tokenhub.web.admin.providers import ProviderAdmin
+from tokenhub.web.admin.routing import RoutingAdmin
+from tokenhub.web.admin.series import SeriesAdmin
+from tokenhub.web.admin.server import ServerAdmin
+from tokenhub.web.admin.vault import VaultAdmin
+from tokenhub.web.api.chat import ChatApi
+from tokenhub.web.api.health import HealthApi
+from tokenhub.web.api.metrics import MetricsApi
+from tokenhub.web.api.models import ModelsApi
+from tokenhub.web.routes import Handlers, routes
+from tokenhubctl.cli import root
+from tokenhubctl.commands import SECTIONS
+from tokenhubctl.commands.help import tree
+from tokenhubctl.topics import TOPICS
+
+ROOT = Path(__file__).resolve().parent.parent
+PLACE = ROOT / "docs" / "reference"
+SOURCE = ROOT / "src" / "tokenhub"
+NOTE = "<!-- Written by `make docs`; a test fails when it is stale. -->\n"
+MOST_MESSAGES = 3
+WHO = {
+    "public": "anybody",
+    "admin": "admin token",
+    "key": "any API key",
+    "chat": "API key with scope `chat`",
+    "plan": "API key with scope `plan`",
+    "embeddings": "API key with scope `embeddings`",
+}
+
+
+def url_table():
+    """The server's routes; their handlers are the functions themselves."""
+    return routes(
+        Handlers(
+            chat=ChatApi, models_api=ModelsApi, health=HealthApi, server=ServerAdmin,
+            vault=VaultAdmin, providers=ProviderAdmin, models=ModelAdmin, keys=KeyAdmin,
+            budget=BudgetAdmin, prices=PriceAdmin, routing=RoutingAdmin, observe=ObserveAdmin,
+            series=SeriesAdmin, metrics=MetricsApi,
+        )
+    )  # fmt: skip
+
+
+def table(headings, rows):
+    """A Markdown table."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "".join("| " + " | ".join(cell(one) for one in line) + " |\n" for line in lines)
+
+
+def cell(text):
+    """Text that stays inside its cell."""
+    return str(text).replace("|", "\\|").replace("\n", " ")
+
+
+def sentence(function):
+    """The first sentence of a docstring, on one line."""
+    return " ".join((inspect.getdoc(function) or "").partition("\n\n")[0].split())
+
+
+def settings():
+    """settings.md"""
+    rows = [
+        [f"`{PREFIX}{one.name}`", f"`{one.default}`" if one.default else "", one.meaning]
+        for one in VARIABLES
+    ]
+    return (
+        f"# Settings\n\n{NOTE}\n"
+        "The server reads these environment variables at its start, and nothing else. A value that "
+        "cannot be used stops the start and is named; an unknown `TOKENHUB_*` variable is warned "
+        "of. `tokenhub --settings` prints this list, `tokenhub --check` tries the values.\n\n"
+        + table(["Variable", "Default", "Meaning"], rows)
+        + "\n" + TOPICS_FROM["environment"]
+    )  # fmt: skip
+
+
+TOPICS_FROM = {
+    "environment": "## The command line\n\n```text\n" + TOPICS["environment"] + "```\n",
+}
+
+
+def route_page():
+    """routes.md"""
+    groups = {
+        "For clients": lambda path: path.startswith("/v1"),
+        "For operators": lambda path: not path.startswith(("/v1", "/admin")),
+        "Administration": lambda path: path.startswith("/admin"),
+    }
+    parts = [
+        (
+            f"# Routes\n\n{NOTE}\nEvery URL the server answers. `{{id:path}}` takes slashes. "
+            "Administration wants `Authorization: Bearer <admin token>`; each of its routes has a "
+            "[command](commands.md), and `tokenhubctl api METHOD PATH` calls any of them. Errors "
+            "are described in [errors.md](errors.md).\n"
+        )
+    ]
+    for title, belongs in groups.items():
+        rows = [
+            [f"`{one.method}`", f"`{one.path}`", WHO[one.access], sentence(one.handler)]
+            for one in url_table()
+            if belongs(one.path)
+        ]
+        parts.append(f"\n## {title}\n\n{table(['Method', 'Path', 'Who', 'What'], rows)}")
+    return "".join(parts)
+
+
+def commands():
+    """commands.md"""
+    found = tree(click.Context(root, info_name="tokenhubctl"))
+    by_name = {item["command"]: item for item in found}
+    parts = [
+        (
+            f"# Commands\n\n{NOTE}\n`tokenhubctl help` prints this list, "
+            "`tokenhubctl COMMAND --help` the options of one. A noun without a verb runs "
+            "`list`, `get` or `models`.\n"
+        )
+    ]
+    left = dict(by_name)
+    for title, lines in SECTIONS:
+        rows = []
+        for synopsis, summary in lines:
+            name = max((n for n in by_name if f"{synopsis} ".startswith(f"{n} ")), key=len)
+            if left.pop(name, None) is None:
+                continue
+            options = " ".join(f"`{'/'.join(one['names'])}`" for one in by_name[name]["options"])
+            rows.append([f"`{by_name[name]['usage']}`", summary, options])
+        parts.append(f"\n## {title}\n\n{table(['Command', 'What', 'Options of its own'], rows)}")
+    assert not left, f"not in the help text: {sorted(left)}"
+    for name in ("arguments", "output", "exit-codes"):
+        title, _, text = TOPICS[name].partition("\n\n")
+        parts.append(f"\n## {title}\n\n```text\n{text}```\n")
+    return "".join(parts)
+
+
+def events():
+    """events.md"""
+    rows = [
+        [f"`{name}`", what, " ".join(f"`{field}`" for field in fields)]
+        for name, (what, fields) in TYPES.items()
+    ]
+    return (
+        f"# Events\n\n{NOTE}\n"
+        "`GET /admin/v1/events` is a stream of server-sent events; `tokenhubctl events` reads it. "
+        "Each has an `id`, the type as `event`, and one line of JSON with `type`, `timestamp` "
+        "(RFC 3339) and the members below. `Last-Event-ID` resumes from the last 1024 events; "
+        "what a slow reader missed is told by a `dropped` event with its `count`. The first event "
+        "is `connected`. `?type=a,b` narrows the stream.\n\n"
+        + table(["Type", "When", "Members"], rows)
+    )
+
+
+def errors():
+    """errors.md"""
+    classes = {one.__name__: one for one in _subclasses(HubError)}
+    found = {}
+    for name, code, message in sorted(_codes(classes)):
+        status = 502 if name == "UpstreamFailed" else classes[name].status
+        found.setdefault((code, status), []).append(message)
+    rows = [
+        [f"`{code}`", status, " / ".join(dict.fromkeys(messages[:MOST_MESSAGES]))]
+        for (code, status), messages in sorted(found.items())
+    ]
+    failures = re.findall(
+        r'^    [A-Z_]+ = "(\w+)"(?:  # (.*))?$', inspect.getsource(FailureClass), re.MULTILINE
+    )
+    return (
+        f"# Errors\n\n{NOTE}\n"
+        "Under `/v1` an error is what OpenAI's SDKs expect: `{\"error\": {\"message\", \"type\", "
+        '"param", "code", "hint", "request_id"}}`; everywhere else '
+        '`{"error": "message", "code", "hint", "request_id"}`. Programs should look at '
+        "`code`: messages may change. `hint` says what to do next. A budget refusal is 402, and "
+        "429 under `/v1/chat/completions`, as the SDKs know it.\n\n"
+        "Messages are shown with `…` for what varies; where a code has many, some of them.\n\n"
+        + table(["Code", "Status", "Message"], rows)
+        + "\n## Why an attempt failed\n\n`error_class` of an attempt in logs, events and metrics. "
+        "When no provider answered, the request's own `code` says so and `attempts` has these.\n\n"
+        + table(["Class", "Meaning"], [[f"`{name}`", what] for name, what in failures])
+    )  # fmt: skip
+
+
+def _subclasses(kind):
+    for module in pkgutil.walk_packages(tokenhub.__path__, "tokenhub."):
+        if module.name not in {"tokenhub.__main__", "tokenhub.telemetry.tracing"}:
+            importlib.import_module(module.name)
+    found, waiting = [], [kind]
+    while waiting:
+        one = waiting.pop()
+        found.append(one)
+        waiting += one.__subclasses__()
+    return found
+
+
+def _template(node):
+    """The text of a message, with … for what is put in."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_template(part) for part in node.values)
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.IfExp):
+        return f"{_template(node.body)} / {_template(node.orelse)}"
+    return "…"
+
+
+def _codes(classes):
+    """(class, code, message) of every error that is made anywhere in the server."""
+    found = set()
+    for file in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+                continue
+            kind = classes.get(node.func.id)
+            if kind is None:
+                continue
+            given = [item.value for item in node.keywords if item.arg == "code"]
+            constants = [
+                leaf.value
+                for value in given
+                for leaf in ast.walk(value)
+                if isinstance(leaf, ast.Constant) and isinstance(leaf.value, str)
+            ]
+            # A branch is a choice of codes; its test may hold text that is none.
+            codes = [code for code in constants if re.fullmatch(r"[a-z][a-z_]+", code)]
+            default = kind.default_code or ""
+            said = _template(node.args[0]) if node.args else sentence(kind)
+            found |= {(kind.__name__, code, said) for code in codes or [default] if code}
+    return found
+
+
+PAGES = {
+    "settings.md": settings,
+    "routes.md": route_page,
+    "commands.md": commands,
+    "events.md": events,
+    "errors.md": errors,
+}
+
+
+def main(argv):
+    """Write the pages, or say which are stale."""
+    stale = []
+    for name, make in PAGES.items():
+        text, file = make(), PLACE / name
+        if file.exists() and file.read_text() == text:
+            continue
+        stale.append(name)
+        if "--check" not in argv:
+            file.write_text(text)
+            print(f"wrote docs/reference/{name}")
+    if "--check" in argv and stale:
+        print(f"stale: {', '.join(stale)}; run make docs")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
