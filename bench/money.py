@@ -44,6 +44,7 @@ HERE = Path(__file__).parent
 TOKEN = "bench-money-admin-token"
 NANO_PER_TOKEN = 1_000_000  # $1 per 1000 tokens: sums are easy to read
 WORDS = 24  # tokens an answer has at most
+PATIENCE = 600  # seconds until the crowd must have spent its budget
 ROOM = 25.0  # dollars that each life of a killed server may spend
 _TOTAL = re.compile(rb'"total_tokens": ?(\d+)[,}]')
 
@@ -357,7 +358,8 @@ async def crowd_at_a_budget(
     key_id, key = await asyncio.to_thread(make_key, hub, "crowd", budget)
     crowd = Crowd(hub, key, leavers=0.1)
     before, begun = upstream.produced, time.perf_counter()
-    await crowd.run(clients)
+    async with asyncio.timeout(PATIENCE):
+        await crowd.run(clients)
     seconds = time.perf_counter() - begun
     await asyncio.sleep(0.5)
     month = await asyncio.to_thread(hub.month, key_id)
