@@ -27,7 +27,9 @@ PRICES = ("input_per_1k", "output_per_1k", "cached_read_per_1k", "cached_write_p
 PRICING_SOURCES = ("manual", "catalogue", "litellm", "provider")
 
 _PROVIDER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
-_MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}\Z")
+# Local servers name a model by its path (/models/m.gguf), some hosted ones with @ or ~ in front.
+_MODEL_ID = re.compile(r"[A-Za-z0-9_/@~][A-Za-z0-9._:/@~+-]{0,199}\Z")
+_MAX_UPSTREAM_NAME = 256
 _MAX_TOKENS = 1_000_000_000
 
 
@@ -151,10 +153,11 @@ def check_model(
         raise InvalidRequest(
             f"`id` {AUTO} asks for routing; a model cannot be called so.", param="id"
         )
-    elif not _MODEL_ID.match(model_id):
+    elif not is_model_id(model_id):
         raise InvalidRequest(
-            "`id` must start with a letter or digit; 1 to 200 letters, digits or ._:/@+-.",
+            "`id` must be 1 to 200 letters, digits or ._:/@~+- and start with none of .:+-.",
             param="id",
+            hint="Choose another id, and give the provider's own name as `upstream_name`.",
         )
     base = before or Model(id=model_id, provider_id="")
     after = replace(base, **_changes(fields))
@@ -173,6 +176,11 @@ def check_model(
         )
     _check_ranges(after)
     return before, after
+
+
+def is_model_id(text: str) -> bool:
+    """Whether a model can be registered under this id."""
+    return _MODEL_ID.match(text) is not None
 
 
 def unknown(noun: str, name: str, known: Iterable[str]) -> NotFound:
@@ -265,8 +273,13 @@ def _check_ranges(model: Model) -> None:
         raise InvalidRequest(
             "`first_token_ms` must be between 0 and 3600000.", param="first_token_ms"
         )
-    if model.upstream_name and not _MODEL_ID.match(model.upstream_name):
-        raise InvalidRequest("`upstream_name` is not a model name.", param="upstream_name")
+    name = model.upstream_name
+    if len(name) > _MAX_UPSTREAM_NAME or not name.isprintable() or name != name.strip():
+        raise InvalidRequest(
+            f"`upstream_name` must have at most {_MAX_UPSTREAM_NAME} visible characters, and no "
+            "space at either end.",
+            param="upstream_name",
+        )
     if model.pricing_source not in PRICING_SOURCES:
         raise InvalidRequest(
             f"`pricing_source` must be one of {', '.join(PRICING_SOURCES)}.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -10,6 +9,7 @@ import msgspec
 from tokenhub.core.errors import TransportError, UpstreamFailed
 from tokenhub.providers.adapter import USER_AGENT, base_path
 from tokenhub.providers.anthropic import authentication
+from tokenhub.providers.catalog_fields import is_model_id
 from tokenhub.providers.egress import parse_base_url
 from tokenhub.providers.upstream import Timeouts, UpstreamRequest
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 MAX_BODY = 1024 * 1024
 TIMEOUTS = Timeouts(connect=5.0, first_byte=10.0, idle=10.0, total=10.0)
 
-_REGISTRABLE = re.compile(r"[A-Za-z0-9._:/@+-]{1,200}")
 _CONTEXT = ("max_context_tokens", "context_length", "max_model_len", "max_input_tokens")
 _anything = msgspec.json.Decoder()
 
@@ -28,8 +27,8 @@ _anything = msgspec.json.Decoder()
 class Discovered(msgspec.Struct, frozen=True, kw_only=True):
     """A model as its provider lists it.
 
-    ``id`` is safe to print: where the provider's id is not ``registrable`` (it holds characters
-    no id has, or is too long) it is escaped and cut. ``max_context_tokens`` is 0 when not said.
+    ``id`` is safe to print: where the provider's id is not ``registrable`` (no model can have
+    it as its id) it is escaped and cut. ``max_context_tokens`` is 0 when not said.
     """
 
     id: str
@@ -123,7 +122,7 @@ def _model(item: Any) -> Discovered | None:
     context = next((entry[name] for name in _CONTEXT if name in entry), 0)
     if isinstance(context, bool) or not isinstance(context, int) or not 0 < context < 2**53:
         context = 0
-    registrable = _REGISTRABLE.fullmatch(identifier) is not None
+    registrable = is_model_id(identifier)
     shown = identifier if registrable else _escaped(identifier)
     return Discovered(id=shown, registrable=registrable, max_context_tokens=context)
 

@@ -196,7 +196,11 @@ def test_a_bad_provider_field_is_named(store, fields, param):
         ({"input_per_1k": Decimal(-1)}, "input_per_1k"),
         ({"input_per_1k": Decimal("NaN")}, "input_per_1k"),
         ({"output_per_1k": Decimal("1e-20")}, "output_per_1k"),
-        ({"upstream_name": "a b"}, "upstream_name"),
+        ({"id": ".."}, "id"),
+        ({"id": "-x"}, "id"),
+        ({"upstream_name": "a\nb"}, "upstream_name"),
+        ({"upstream_name": " a"}, "upstream_name"),
+        ({"upstream_name": "a" * 257}, "upstream_name"),
         ({"pricing_source": "hearsay"}, "pricing_source"),
     ],
 )
@@ -206,6 +210,20 @@ async def test_a_bad_model_field_is_named(store, fields, param):
         await model(store, **fields)
     assert caught.value.param == param
     assert not store.current.models
+
+
+@pytest.mark.parametrize("name", ["/models/m.gguf", "@cf/meta/llama-3.1-8b", "~a/latest", "_x"])
+async def test_a_model_may_be_called_what_its_server_calls_it(store, name):
+    await add(store)
+    await model(store, id=name)
+    assert store.current.models[name].name_upstream == name
+
+
+@pytest.mark.parametrize("name", ["accounts/f/models/m#accounts/f/deployments/d", "Größe 7B (Q4)"])
+async def test_any_visible_text_may_be_the_name_upstream(store, name):
+    await add(store)
+    await model(store, upstream_name=name)
+    assert store.current.models["m"].name_upstream == name
 
 
 async def test_what_is_not_there_is_not_found_with_the_nearest(store):
