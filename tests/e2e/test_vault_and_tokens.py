@@ -105,3 +105,20 @@ def test_keys_die_on_the_very_next_request(hub, upstream):
     assert hub.chat(fresh, ASK).status == 200
     hub.ok("DELETE", path)
     assert hub.chat(fresh, ASK).status == 401
+
+
+def test_what_the_vault_refuses_names_the_next_step(hub):
+    early = hub.admin("PUT", "/vault/secrets/s", {"value": "v"})
+    assert (early.status, early.json()["code"]) == (503, "vault_locked")
+    assert early.json()["error"] == "There is no vault yet; its first unlock creates it."
+    hub.ok("POST", "/vault/unlock", {"admin_password": "correct horse"})
+    hub.ok("PUT", "/vault/secrets/s", {"value": "v"})
+    for method in ("GET", "DELETE"):
+        unknown = hub.admin(method, "/vault/secrets/t")
+        assert (unknown.status, unknown.json()["code"]) == (404, "secret_not_found")
+        assert unknown.json()["error"] == "There is no secret `t`."
+    hub.ok("POST", "/vault/lock", {})
+    assert "unlock" in hub.admin("GET", "/vault/secrets/s").json()["hint"]
+    wrong = hub.admin("POST", "/vault/unlock", {"admin_password": "not the password"})
+    assert wrong.status == 401
+    assert wrong.json()["hint"]

@@ -134,7 +134,7 @@ class VaultLocked(Unavailable):
 
     default_code = "vault_locked"
 
-    def __init__(self, message: str = "The vault is locked, so no provider can be called.") -> None:
+    def __init__(self, message: str = "The vault is locked: no secret is used or stored.") -> None:
         super().__init__(message, hint="Unlock it with `tokenhubctl vault unlock`.")
 
 

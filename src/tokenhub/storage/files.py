@@ -206,6 +206,8 @@ def _checked(name: str) -> str:
 def _why_not_directory(path: Path, error: OSError) -> str:
     if path.is_symlink():
         return f"The data directory {path} is a symbolic link. Name the real directory instead."
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return f"The data directory {path} cannot be made: a file is in the way. Move it."
     return f"The data directory {path} cannot be used: {error.strerror}. Check its path and owner."
 
 

@@ -53,7 +53,9 @@ class Guesses:
                 except WrongPassword:
                     self._note_wrong()
                     raise Unauthorized(
-                        "The vault password is wrong; nothing was changed.", code="wrong_password"
+                        "The vault password is wrong; nothing was changed.",
+                        code="wrong_password",
+                        hint="Try again; wrong passwords make the next try wait.",
                     ) from None
                 self._wrong = 0
         finally:

@@ -377,6 +377,8 @@ class Vault:
             self.lock("idle")
         if self._session is None:
             self._require_enabled()
+            if not self._stored:
+                raise VaultLocked("There is no vault yet; its first unlock creates it.")
             raise VaultLocked
         self._last_use = now
         return self._session

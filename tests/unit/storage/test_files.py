@@ -73,8 +73,9 @@ def test_a_symbolic_link_as_directory_is_refused(tmp_path):
 
 def test_a_file_as_directory_is_refused(tmp_path):
     (tmp_path / "hub").write_text("x")
-    with pytest.raises(StorageRefused, match="cannot be used"):
-        DataDir(tmp_path / "hub")
+    for path in (tmp_path / "hub", tmp_path / "hub" / "inside"):
+        with pytest.raises(StorageRefused, match="a file is in the way"):
+            DataDir(path)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")

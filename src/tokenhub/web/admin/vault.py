@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from tokenhub.core.errors import HubError
+from tokenhub.core.errors import HubError, NotFound
 from tokenhub.core.fields import decode_fields
 from tokenhub.web.answers import json_answer
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tokenhub.web.http import Request, Response
 
 KIND = "secret"
+_PREFIX = "secret:"
 
 log = logging.getLogger(__name__)
 
@@ -110,13 +111,16 @@ class VaultAdmin:
     async def secrets(self, request: Request, _: None) -> Response:
         """The names of the generic secrets."""
         del request
-        names = [name.removeprefix("secret:") for name in self._vault.names(KIND)]
+        names = [name.removeprefix(_PREFIX) for name in self._vault.names(KIND)]
         return json_answer({"secrets": names})
 
     async def secret(self, request: Request, _: None) -> Response:
         """One secret in clear; the read is audited."""
         key = request.params["key"]
-        value = self._vault.get(f"secret:{key}", kind=KIND)
+        try:
+            value = self._vault.get(_name(key), kind=KIND)
+        except NotFound:
+            raise _unknown(key) from None
         await self._audit.noted(request, "vault.secret.get", key, "ok")
         return json_answer({"key": key, "value": value.decode()})
 
@@ -125,7 +129,7 @@ class VaultAdmin:
         fields = decode_fields(request.body, SecretFields)
         key = request.params["key"]
         await self._vault.put(
-            f"secret:{key}",
+            _name(key),
             fields.value.encode(),
             kind=KIND,
             also=self._audit.entry(request, "vault.secret.set", key),
@@ -136,5 +140,21 @@ class VaultAdmin:
         """Delete a secret."""
         key = request.params["key"]
         audit = self._audit.entry(request, "vault.secret.delete", key)
-        await self._vault.delete(f"secret:{key}", also=audit)
+        try:
+            await self._vault.delete(_name(key), also=audit)
+        except NotFound:
+            raise _unknown(key) from None
         return json_answer({"ok": True, "key": key})
+
+
+def _name(key: str) -> str:
+    """What the vault calls the secret that the admin calls ``key``."""
+    return _PREFIX + key
+
+
+def _unknown(key: str) -> NotFound:
+    return NotFound(
+        f"There is no secret `{key[:128]}`.",
+        code="secret_not_found",
+        hint="`tokenhubctl vault secret list` shows them.",
+    )
