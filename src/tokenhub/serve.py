@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -44,8 +46,11 @@ async def _run(settings: Settings, *, check: bool) -> int:
         app = await App.build(settings)
     except (StorageRefused, HubError) as error:
         hint = getattr(error, "hint", None)
-        print(f"tokenhub: not started: {error}{' ' + hint if hint else ''}", file=sys.stderr)
-        return 3
+        return _not_started(f"{error}{' ' + hint if hint else ''}")
+    except OSError as error:
+        return _not_started(
+            f"{settings.data_dir} cannot be written: {_reason(error)}. Check its disk and owner."
+        )
     if check:
         await app.close()
         print("tokenhub: the settings are right and the data can be opened.")
@@ -55,12 +60,11 @@ async def _run(settings: Settings, *, check: bool) -> int:
     except OSError as error:
         await app.close()
         where = f"{settings.listen_host}:{settings.listen_port}"
-        print(
-            f"tokenhub: not started: cannot listen on {where}: {error.strerror or error}. "
-            "Stop what listens there, or set TOKENHUB_LISTEN_ADDR.",
-            file=sys.stderr,
+        taken = error.errno == errno.EADDRINUSE
+        return _not_started(
+            f"cannot listen on {where}: {_reason(error)}. "
+            f"{'Stop what listens there, or set' if taken else 'Set'} TOKENHUB_LISTEN_ADDR."
         )
-        return 3
     stop = _stop_signal()
     _settle_memory()
     for line in first_lines(app, port):
@@ -79,6 +83,19 @@ def _settle_memory() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
+
+
+def _not_started(why: str) -> int:
+    print(f"tokenhub: not started: {why}", file=sys.stderr)
+    return 3
+
+
+def _reason(error: OSError) -> str:
+    # The loop puts a sentence of its own, with the address once more, into strerror; the errors
+    # of name resolution have negative numbers and only a strerror.
+    if error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)
+    return str(error.strerror or error)
 
 
 def _stop_signal() -> asyncio.Future[signal.Signals]:
@@ -145,8 +162,7 @@ async def _run_demo_provider(port: int) -> int:
     try:
         port = await server.start("127.0.0.1", port)
     except OSError as error:
-        print(f"tokenhub: cannot listen on port {port}: {error.strerror}", file=sys.stderr)
-        return 3
+        return _not_started(f"cannot listen on 127.0.0.1:{port}: {_reason(error)}.")
     stop = _stop_signal()
     print(f"demo provider listening on http://127.0.0.1:{port}", flush=True)
     await stop
