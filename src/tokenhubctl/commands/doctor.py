@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import stat
 import time
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 MAX_SKEW_SECONDS = 5.0
 LOW_DISK_BYTES = 1 << 30
-PRIVATE = ("env", ".admin-token", "tokenhub.sqlite", ".key-pepper", ".demo-key", "credentials")
 
 CHECKS = Layout(
     (
@@ -181,18 +181,25 @@ def _files(home: Path) -> Iterator[Finding]:
     if not home.is_dir():
         return
     wrong = [(home, 0o700)] if _open_to_others(home) else []
-    wrong += [(home / name, 0o600) for name in PRIVATE if _open_to_others(home / name)]
+    wrong += [(file, 0o600) for file in sorted(home.iterdir()) if _open_to_others(file)]
     for path, mode in wrong:
-        yield Finding("file modes", "failed", f"others can read {path}", f"chmod {mode:o} {path}")
+        yield Finding(
+            "file modes",
+            "failed",
+            f"others can read {path}",
+            f"chmod {mode:o} {shlex.quote(str(path))}",
+        )
     if not wrong:
         yield Finding("file modes", "ok", f"{home} is private")
 
 
 def _open_to_others(path: Path) -> bool:
     try:
-        return bool(stat.S_IMODE(path.lstat().st_mode) & 0o077)
+        mode = path.lstat().st_mode
     except OSError:
         return False
+    # The mode of a link says nothing; nobody but its owner can be let into a private folder.
+    return not stat.S_ISLNK(mode) and bool(stat.S_IMODE(mode) & 0o077)
 
 
 def _disk(home: Path) -> Iterator[Finding]:
