@@ -68,11 +68,6 @@ def parse_per_1k(value: Number, name: str) -> int:
     return _scaled(value, name, exponent=12, most=MAX_PRICE, unit="femto-dollar per token")
 
 
-def parse_per_million(value: Number, name: str) -> int:
-    """Dollars per million tokens as femto-dollars per token, exact."""
-    return _scaled(value, name, exponent=9, most=MAX_PRICE, unit="femto-dollar per token")
-
-
 def format_usd(nano: int) -> str:
     """Nano-dollars as plain decimal text with at least two places: "0.0025", "-1.50"."""
     whole, rest = divmod(abs(nano), NANO)
@@ -83,11 +78,6 @@ def format_usd(nano: int) -> str:
 def usd(nano: int) -> float:
     """Nano-dollars as the nearest float, for JSON answers only."""
     return nano / NANO
-
-
-def format_per_million(femto: int) -> str:
-    """Femto-dollars per token as dollars per million tokens: "0.075"."""
-    return format_usd(femto)
 
 
 def format_per_1k(femto: int) -> str:

@@ -15,10 +15,8 @@ from tokenhub.core.money import (
     MAX_AMOUNT,
     cost,
     format_per_1k,
-    format_per_million,
     format_usd,
     parse_per_1k,
-    parse_per_million,
     parse_signed_usd,
     parse_usd,
     usd,
@@ -87,12 +85,10 @@ def test_written_and_read_again(nano):
     assert usd(nano) == float(Decimal(text))
 
 
-def test_prices_in_their_three_units():
+def test_prices_per_thousand():
     # $0.075 per million tokens.
     assert parse_per_1k("0.000075", "x") == 75_000_000
-    assert parse_per_million(0.075, "x") == 75_000_000
     assert format_per_1k(75_000_000) == "0.000075"
-    assert format_per_million(75_000_000) == "0.075"
     assert format_per_1k(0) == "0"
     assert parse_per_1k("1000", "x") == 10**15
     with pytest.raises(InvalidRequest):
