@@ -34,15 +34,25 @@ def decode_fields(body: bytes, kind: type[T]) -> T:
 
 
 def _named(text: str, kind: type[msgspec.Struct]) -> InvalidRequest:
-    known = [field.encode_name for field in msgspec.structs.fields(kind)]
-    if match := _UNKNOWN.match(text):
-        name = match[1][:64]
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"Did you mean `{near[0]}`?" if near else f"Known fields: {', '.join(known)}."
-        return InvalidRequest(f"Unknown field `{name}`.", param=name, hint=hint)
-    if match := _MISSING.match(text):
-        return InvalidRequest(f"The field `{match[1]}` is missing.", param=match[1])
+    reason, at = text, ""
     if match := _AT.match(text):
-        reason = match[1][:1].lower() + match[1][1:]
-        return InvalidRequest(f"The field `{match[2]}` is wrong: {reason}.", param=match[2])
+        reason, at = match[1], match[2]
+    inside = f"{at}." if at else ""
+    if match := _UNKNOWN.match(reason):
+        name = inside + match[1][:64]
+        return InvalidRequest(f"Unknown field `{name}`.", param=name, hint=_hint(name, at, kind))
+    if match := _MISSING.match(reason):
+        name = inside + match[1]
+        return InvalidRequest(f"The field `{name}` is missing.", param=name)
+    if at:
+        reason = reason[:1].lower() + reason[1:]
+        return InvalidRequest(f"The field `{at}` is wrong: {reason}.", param=at)
     return InvalidRequest(f"The body does not fit: {text}.")
+
+
+def _hint(name: str, at: str, kind: type[msgspec.Struct]) -> str | None:
+    if at:
+        return None
+    known = [field.encode_name for field in msgspec.structs.fields(kind)]
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean `{near[0]}`?" if near else f"Known fields: {', '.join(known)}."

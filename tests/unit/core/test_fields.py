@@ -7,10 +7,15 @@ from tokenhub.core.errors import InvalidRequest
 from tokenhub.core.fields import decode_fields
 
 
+class Part(msgspec.Struct, forbid_unknown_fields=True):
+    size: int
+
+
 class Thing(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     weight: int = 1
     tags: list[str] = []
+    part: Part | None = None
 
 
 def test_a_good_body():
@@ -27,6 +32,8 @@ def test_a_good_body():
         (b'{"name":"a","tags":["x",1]}', "tags[1]", "expected `str`"),
         (b'{"name":"a","wieght":3}', "wieght", "Unknown field"),
         (b'{"name":"a","name":"b"}', "name", "twice"),
+        (b'{"name":"a","part":{"size":1,"colour":2}}', "part.colour", "Unknown field"),
+        (b'{"name":"a","part":{}}', "part.size", "missing"),
     ],
 )
 def test_errors_name_the_field(body, param, said):
