@@ -1,19 +1,16 @@
-"""Price maps of other programs: read LiteLLM's format, and compare two lists of prices."""
+"""Price maps of other programs: LiteLLM's format."""
 
 from __future__ import annotations
 
 import re
 from decimal import Decimal, InvalidOperation
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from tokenhub.core.catalog import Prices
 from tokenhub.core.errors import InvalidRequest
 from tokenhub.providers.prices import tiered
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 KINDS = (
     "input",
@@ -38,15 +35,6 @@ class Imported(msgspec.Struct, frozen=True, kw_only=True):
     prices: Prices
     max_context_tokens: int = 0
     max_output_tokens: int = 0
-
-
-class Difference(msgspec.Struct, frozen=True):
-    """A price that differs, in femto-dollars per token; None = not known on that side."""
-
-    model: str
-    kind: str
-    ours: int | None
-    theirs: int | None
 
 
 _LITELLM = {
@@ -90,18 +78,6 @@ def read_litellm(text: bytes) -> list[Imported]:
             "The file holds no price.",
             hint="Expected LiteLLM's format: a model's name → `input_cost_per_token`.",
         )
-    return found
-
-
-def diff(ours: Mapping[str, Prices], theirs: Mapping[str, Prices]) -> list[Difference]:
-    """What two price lists say differently about the models that both have."""
-    found = []
-    for model in sorted(ours.keys() & theirs.keys()):
-        one, other = ours[model], theirs[model]
-        for kind in KINDS:
-            mine, their = getattr(one, kind), getattr(other, kind)
-            if mine != their:
-                found.append(Difference(model, kind, mine, their))
     return found
 
 

@@ -1,4 +1,4 @@
-"""LiteLLM's price map: read exactly, refused with the model's name, compared."""
+"""LiteLLM's price map: read exactly, refused with the model's name."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import json
 
 import pytest
 
-from tokenhub.core.catalog import Prices
 from tokenhub.core.errors import InvalidRequest
-from tokenhub.providers.price_map import Difference, diff, read_litellm
+from tokenhub.providers.price_map import read_litellm
 
 MAP = b"""{
   "sample_spec": {"input_cost_per_token": 0.0},
@@ -56,13 +55,3 @@ def test_a_price_that_is_none_is_refused_with_the_model(price):
 def test_what_is_no_price_map_is_refused(text):
     with pytest.raises(InvalidRequest):
         read_litellm(text)
-
-
-def test_differences_of_models_that_both_know():
-    ours = {"a": Prices(input=1, output=2), "b": Prices(input=5), "mine": Prices(input=9)}
-    theirs = {"a": Prices(input=1, output=3, cached_read=1), "b": Prices(input=5), "x": Prices()}
-    assert diff(ours, theirs) == [
-        Difference("a", "output", 2, 3),
-        Difference("a", "cached_read", None, 1),
-    ]
-    assert diff(ours, ours) == []
