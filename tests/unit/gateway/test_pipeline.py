@@ -127,6 +127,21 @@ async def test_two_contents_in_one_turn_of_the_loop_are_one_answer(tmp_path):
         assert client.heads[0][1][b"x-tokenhub-provider"] == b"a"
 
 
+async def test_losers_are_cancelled_when_content_comes_not_when_the_stream_ends(tmp_path):
+    async with stage(tmp_path, {"a": [FOREVER], "b": [OH]}, hedging=HEDGED) as it:
+        answer = Stream()
+        it.upstream.scripts["b"] = [answer]
+        task = asyncio.create_task(it.pipeline.chat(it.client(stream=True), grant()))
+        await until(lambda: answer.sink, pause=0.005)
+        assert it.upstream.left == []
+        answer.push(word("Hi"))
+        await until(lambda: it.upstream.left == ["a"])
+        assert not task.done()
+        answer.push(word(" there", "stop"), DONE)
+        answer.end()
+        await task
+
+
 async def test_a_winning_stream_is_not_hedged_any_more(tmp_path):
     async with stage(tmp_path, {"a": [OH], "b": [whole("no")]}, hedging=HEDGED) as it:
         answer = Stream()
