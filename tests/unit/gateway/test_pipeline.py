@@ -91,8 +91,9 @@ async def test_a_silent_provider_is_left_at_the_configured_limit(tmp_path):
     scripts = {"a": [OH], "b": [Answer(200, {}, spoken("Hi"))]}
     async with stage(tmp_path, scripts, first_token_s=0.05) as it:
         it.upstream.scripts["a"] = [Stream()]
-        client = it.client(stream=True)
-        await it.pipeline.chat(client, grant())
+        began = it.clock.monotonic()
+        await it.pipeline.chat(it.client(stream=True), grant())
+        assert it.clock.monotonic() - began < 2  # not the router's own default
         assert it.upstream.asked == ["a", "b"]
         assert [one.kind for one in it.calls[0].attempts] == ["timeout", ""]
 
