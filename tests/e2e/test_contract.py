@@ -87,6 +87,10 @@ NO_COMMAND = {
 }
 
 
+RFC_3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
+MOMENT = re.compile(r"(^|_)timestamp$|_at$|_until$|_time$")
+
+
 class Watched(dict):
     """A dictionary that remembers which absent members were asked for."""
 
@@ -119,8 +123,15 @@ class Line:
     def __init__(self, patch):
         self.asked = set()
         self.missed = set()
+        self.answers = []
         call, send, show = client.Client.call, client.Client._send, view.Column.show
-        patch.setattr(client.Client, "call", lambda *a, **k: watch(call(*a, **k), self.missed))
+
+        def seen(this, method, target, *rest):
+            answer = call(this, method, target, *rest)
+            self.answers.append((target.partition("?")[0], answer))
+            return watch(answer, self.missed)
+
+        patch.setattr(client.Client, "call", seen)
 
         def noted(this, method, target, *rest):
             self.asked.add((method, target.partition("?")[0]))
@@ -181,7 +192,7 @@ def ran(live):
         runs.setdefault(name, []).append(line(filled))
         if changes_nothing(words):
             runs[name] += [line([*filled, "-o", form]) for form in FORMS]
-    return tree, runs, line.asked
+    return tree, runs, line
 
 
 def changes_nothing(words):
@@ -211,7 +222,7 @@ def test_no_member_is_asked_for_that_the_server_does_not_send(ran):
 
 
 def test_every_route_has_a_command_and_every_command_a_route(ran, tmp_path):
-    _, _, asked = ran
+    asked = ran[2].asked
     matcher, left = Matcher(), {}
     for method, path in table():
         matcher.add(method, path, f"{method} {path}")
@@ -220,6 +231,38 @@ def test_every_route_has_a_command_and_every_command_a_route(ran, tmp_path):
         found, _ = matcher.match(method, path)
         left.pop(found, None)
     assert set(left) == set(NO_COMMAND)
+
+
+def test_every_moment_is_rfc_3339(ran):
+    found = []
+    for target, answer in ran[2].answers:
+        found += [(target, *one) for one in moments(answer)]
+    assert {name for _, name, _ in found} >= {"timestamp", "created_at", "last_used_at"}
+    for one in found:
+        assert one[2] is None or RFC_3339.fullmatch(str(one[2])), one
+
+
+def moments(value, name=""):
+    """Members that are points in time by their names, except in stored rows of the audit trail."""
+    if isinstance(value, list):
+        return [one for item in value for one in moments(item)]
+    if isinstance(value, dict):
+        shown = [(name, item) for name, item in value.items() if name not in {"before", "after"}]
+        return [one for name, item in shown for one in moments(item, name)]
+    numbered = name == "at" or name.endswith(("at_ms", "started_ms"))
+    return [(name, value)] if numbered or MOMENT.search(name) else []
+
+
+def test_rewards_are_in_the_words_of_the_api(ran):
+    rewards = next(answer for target, answer in ran[2].answers if target.endswith("/rewards"))
+    for row in rewards["rewards"]:
+        assert set(row) == {
+            "timestamp", "request_id", "attempt", "model_id", "provider_id", "mode",
+            "estimated_tokens", "token_bucket", "latency_budget_ms", "latency_ms", "ttft_ms",
+            "cost_usd", "success", "error_class", "reward", "propensity", "feedback",
+        }  # fmt: skip
+        assert row["success"] is (row["error_class"] == "")
+        assert 0 <= row["cost_usd"] < 1
 
 
 def table():

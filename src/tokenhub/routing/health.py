@@ -318,4 +318,5 @@ def _model_view(window: Window, now: float) -> ModelView:
 def _instant(unix_ms: int) -> str | None:
     if not unix_ms:
         return None
-    return datetime.fromtimestamp(unix_ms / 1000, UTC).isoformat(timespec="milliseconds")
+    moment = datetime.fromtimestamp(unix_ms / 1000, UTC).isoformat(timespec="milliseconds")
+    return moment.replace("+00:00", "Z")
