@@ -139,6 +139,9 @@ bench: .venv/.run  ## measure against nginx as a plain proxy; BENCH="json stream
 bench-money: .venv/.run  ## does the money add up under load and kill -9? MONEY="--kills 5" is shorter
 	@$(PY) bench/money.py $(MONEY)
 
+bench-profile: .venv/.run  ## where one request's microseconds go; PROFILE="--stream --budgeted"
+	@$(PY) bench/profile.py $(PROFILE)
+
 lock: .venv/.run  ## write requirements/*.txt anew from *.in; UPGRADE=1 takes the newest versions
 	@set -e; for name in bootstrap runtime otel dev build bench real; do \
 	  case $$name in otel|dev) pins=runtime;; build) pins=dev;; *) pins=;; esac; \

@@ -131,6 +131,9 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
 class Hub:
     """The gateway with everything on: budget, routing over 20 models, log, events, metrics."""
 
+    program: tuple[str | Path, ...] = ("-m", "tokenhub")
+    kept: tuple[str, ...] = ("PATH", "LANG")  # of our own environment
+
     def __init__(
         self,
         folder: Path,
@@ -144,7 +147,7 @@ class Hub:
         self._kind = kind
         self.started = time.monotonic()
         self.process = Process(
-            [sys.executable, "-m", "tokenhub"],
+            [sys.executable, *self.program],
             core=GATEWAY_CORE,
             log=folder / f"hub-{self.port}.log",
             environment=self._environment(trust),
@@ -154,7 +157,7 @@ class Hub:
         self.notes = [] if self._subscribe() else ["no event stream to subscribe to"]
 
     def _environment(self, trust: Path | None) -> dict[str, str]:
-        kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+        kept = {name: os.environ[name] for name in self.kept if name in os.environ}
         return kept | {
             "HOME": str(self.data.parent),
             "TOKENHUB_LISTEN_ADDR": f"127.0.0.1:{self.port}",

@@ -75,7 +75,7 @@ log = logging.getLogger(__name__)
 
 AUTO_LOCK_MS = 30 * 60 * 1000
 HEARTBEAT_EVERY = 15.0
-SHARE_S = 0.02  # decisions within this time see the same evidence
+SHARE_S = 0.05  # decisions within this time see the same evidence
 KEYS_USED_EVERY = 5.0  # seconds between two writes of the last-used times
 
 

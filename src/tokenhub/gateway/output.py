@@ -6,7 +6,6 @@ import itertools
 import re
 from typing import Any, Literal
 
-import jsonschema_rs
 import msgspec
 
 from tokenhub.core.errors import InvalidRequest, Unprocessable
@@ -65,6 +64,8 @@ class Schema:
     def __init__(self, schema: Any, param: str) -> None:
         if not isinstance(schema, dict | bool):
             raise InvalidRequest(f"`{param}` must be a JSON Schema object.", param=param)
+        import jsonschema_rs  # noqa: PLC0415  # 4 MB that many servers never need
+
         try:
             self._expansion = Expansion(schema)
             self._validator = jsonschema_rs.validator_for(

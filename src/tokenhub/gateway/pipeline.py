@@ -13,7 +13,7 @@ provider is asked.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenhub.core.bounds import BYTES_PER_TOKEN, measure_chat
 from tokenhub.core.decision import AUTO, RouteQuery
@@ -27,7 +27,7 @@ from tokenhub.gateway.native import native_intent
 from tokenhub.routing.retry import Stop, Try, Wait
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Coroutine, Iterable
 
     from tokenhub.access.keys import Grant
     from tokenhub.access.ledger import Ledger
@@ -169,10 +169,10 @@ class Pipeline:
                 case Stop(error):
                     raise error
 
-    async def _make(self, attempt: Attempt) -> Answer | None:
+    def _make(self, attempt: Attempt) -> Coroutine[Any, Any, Answer | None]:
         if self._hedging is None:
-            return await attempt.run(self._ledger, self._timeouts)
-        return await race(attempt, lambda one: one.run(self._ledger, self._timeouts), self._hedging)
+            return attempt.run(self._ledger, self._timeouts)
+        return race(attempt, lambda one: one.run(self._ledger, self._timeouts), self._hedging)
 
     def _settle(self, call: Call) -> None:
         call.ended = self._clock.monotonic()

@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -67,6 +68,11 @@ Fields = dict[str, Any] | Callable[[], dict[str, Any]]
 _encode = msgspec.json.Encoder().encode
 
 
+@lru_cache(maxsize=2)
+def _second(unix: int) -> str:
+    return datetime.fromtimestamp(unix, UTC).isoformat().removesuffix("+00:00")
+
+
 class Event:
     """One event; its fields and JSON are made once, for the first subscriber that wants them."""
 
@@ -82,14 +88,12 @@ class Event:
     def frame(self, epoch: str) -> bytes:
         """The event as server-sent event, with id, name and one line of JSON."""
         if not self._frame:
-            at = datetime.fromtimestamp(self.at_ms / 1000, UTC).isoformat(timespec="milliseconds")
             fields = self._fields if isinstance(self._fields, dict) else self._fields()
-            body = {"type": self.type, "timestamp": at.replace("+00:00", "Z")} | fields
+            at = f"{_second(self.at_ms // 1000)}.{self.at_ms % 1000:03d}Z"
+            body = _encode({"type": self.type, "timestamp": at, **fields})
             # A heartbeat is not kept, so it has no id to resume from.
-            name = (
-                b"" if self.type == "heartbeat" else b"id: %s-%d\n" % (epoch.encode(), self.number)
-            )
-            self._frame = b"%sevent: %s\ndata: %s\n\n" % (name, self.type.encode(), _encode(body))
+            name = "" if self.type == "heartbeat" else f"id: {epoch}-{self.number}\n"
+            self._frame = b"%bevent: %b\ndata: %b\n\n" % (name.encode(), self.type.encode(), body)
         return self._frame
 
 

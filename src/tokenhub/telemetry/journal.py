@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from tokenhub.core.decision import Attempt
 from tokenhub.core.errors import NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tokenhub.core.decision import Attempt
     from tokenhub.storage.database import Database, Row, Transaction
 
 MOST_PENDING = 20_000
@@ -38,6 +38,9 @@ _PRUNE = """
 DELETE FROM request_log WHERE seq IN (
   SELECT seq FROM request_log WHERE at_ms < :before ORDER BY at_ms LIMIT :slice)
 """
+
+
+_encode = msgspec.json.Encoder().encode
 
 
 class Entry(NamedTuple):
@@ -178,7 +181,8 @@ class Journal:
                 hint="The id stands in the answer's X-Request-Id header and in `tokenhubctl logs`.",
             )
         shown = self._shown(rows[0])
-        shown["attempts"] = msgspec.json.decode(rows[0][-1])
+        attempts = msgspec.json.decode(rows[0][-1], type=list[Attempt])
+        shown["attempts"] = [_shown_attempt(one) for one in attempts]
         return shown
 
     async def prune(self, before_ms: int) -> int:
@@ -233,22 +237,22 @@ class Journal:
 
 def _row(seq: int, entry: Entry) -> tuple[Any, ...]:
     *columns, attempts = entry
-    shown = [
-        {
-            "number": one.number,
-            "model_id": one.model_id,
-            "provider_id": one.provider_id,
-            "error_class": one.kind,
-            "status": one.status,
-            "message": one.message,
-            "started_ms": one.at_ms,
-            "latency_ms": round(one.latency_ms, 3),
-            "ttft_ms": None if one.ttft_ms is None else round(one.ttft_ms, 3),
-            "cost_usd": None if one.cost is None else one.cost / 1e9,
-        }
-        for one in attempts
-    ]
-    return (seq, *columns, len(attempts), msgspec.json.encode(shown).decode())
+    return (seq, *columns, len(attempts), _encode(attempts).decode())
+
+
+def _shown_attempt(one: Attempt) -> dict[str, Any]:
+    return {
+        "number": one.number,
+        "model_id": one.model_id,
+        "provider_id": one.provider_id,
+        "error_class": one.kind,
+        "status": one.status,
+        "message": one.message,
+        "started_ms": one.at_ms,
+        "latency_ms": round(one.latency_ms, 3),
+        "ttft_ms": None if one.ttft_ms is None else round(one.ttft_ms, 3),
+        "cost_usd": None if one.cost is None else one.cost / 1e9,
+    }
 
 
 def _where(wanted: Filter) -> tuple[str, dict[str, Any]]:
