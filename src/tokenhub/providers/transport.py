@@ -81,7 +81,11 @@ class HttpTransport:
         assert origin is not None
         head = _head(origin, request)
         pool = self._pools.get(origin.origin) or self._add_pool(origin)
-        connection = pool.take() or await pool.open(timeouts.connect)
+        connection = pool.take()
+        if connection is None:
+            began = asyncio.get_running_loop().time()
+            connection = await pool.open(timeouts.connect)
+            timeouts = _left(timeouts, asyncio.get_running_loop().time() - began)
         try:
             return await _exchange(connection, head, request.body, timeouts, stream=stream)
         except StaleConnection:
@@ -291,6 +295,16 @@ class _Pool:
     def _failed(self, why: str) -> TransportError:
         message = f"cannot connect to {self._origin.host}:{self._origin.port}: {why}"
         return TransportError(FailureClass.CONNECT, message, sent=False)
+
+
+def _left(timeouts: Timeouts, waited: float) -> Timeouts:
+    """What the limits leave after the wait for a connection: both count from the call."""
+    return Timeouts(
+        connect=timeouts.connect,
+        first_byte=max(timeouts.first_byte - waited, 0.0),
+        idle=timeouts.idle,
+        total=None if timeouts.total is None else max(timeouts.total - waited, 0.0),
+    )
 
 
 async def _exchange(

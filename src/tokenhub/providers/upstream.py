@@ -22,10 +22,10 @@ class Timeouts(msgspec.Struct, frozen=True):
     """Limits of one request, in seconds. Enforced to within the transport's sweep (0.25 s).
 
     ``connect`` covers waiting for a free connection, name resolution, TCP, proxy and TLS.
-    ``first_byte`` runs from the request's departure to the first byte of the answer's *body*, for
-    whole answers and streams alike; headers alone do not stop it. A provider that thinks before
-    it answers whole needs a larger one. ``idle`` is the longest silence inside the body, not
-    counted while the caller has paused it. ``total`` bounds everything from departure to end.
+    ``first_byte`` runs from the call to the first byte of the answer's *body*, for whole answers
+    and streams alike; headers alone do not stop it. A provider that thinks before it answers
+    whole needs a larger one. ``idle`` is the longest silence inside the body, not counted while
+    the caller has paused it. ``total`` bounds everything from the call to the end.
     """
 
     connect: float = 3.0

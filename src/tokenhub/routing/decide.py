@@ -150,7 +150,7 @@ def _named(ask: Ask, model: Model) -> Decision:
     chosen, filtered = _split([verdict])
     others, more = _stand_ins(ask, {model.id}, chosen=bool(chosen))
     if not chosen and not others:
-        raise refusal(ask.query, filtered, ask.evidence)
+        raise refusal(ask.query, filtered + more, ask.evidence)
     reason = "routed-hint-exact" if chosen else "routed-fallback"
     candidates = [plain(fit, 1.0) for fit in chosen]
     return _decision(ask, (*candidates, *others), filtered + more, "named", reason)
