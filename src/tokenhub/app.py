@@ -74,6 +74,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 AUTO_LOCK_MS = 30 * 60 * 1000
+DAY_MS = 86_400_000
 HEARTBEAT_EVERY = 15.0
 SHARE_S = 0.05  # decisions within this time see the same evidence
 KEYS_USED_EVERY = 5.0  # seconds between two writes of the last-used times
@@ -355,6 +356,7 @@ class App:
         host = "127.0.0.1" if settings.listen_host == "localhost" else settings.listen_host
         self.egress.refuse_listener(host, port)
         self._check_idle()
+        self._new_day()
         self.bus.beat(HEARTBEAT_EVERY, self._heartbeat)
         loop = asyncio.get_running_loop()
         self._tasks.append(loop.create_task(self.retention.run()))
@@ -395,6 +397,14 @@ class App:
         self.keys.save_used()
         later = asyncio.get_running_loop().call_later
         self._timers["keys"] = later(KEYS_USED_EVERY, self._save_keys_used)
+
+    def _new_day(self) -> None:
+        """Dated prices change at midnight UTC."""
+        if "day" in self._timers:
+            self.catalog.refresh()
+        left = DAY_MS - self.clock.now_ms() % DAY_MS
+        later = asyncio.get_running_loop().call_later
+        self._timers["day"] = later(left / 1000 + 1, self._new_day)
 
     def _check_idle(self) -> None:
         due = self.vault.check_idle()

@@ -87,6 +87,10 @@ class CatalogStore:
         """The ids in the store; the built-in demo is not among them."""
         return frozenset(self._models)
 
+    def refresh(self) -> None:
+        """Publish again: prices of the catalogue may hold since today."""
+        self._publish()
+
     def listen(self, listener: Callable[[Catalog], None]) -> None:
         """Call ``listener`` with each new catalog."""
         self._listeners.append(listener)

@@ -245,3 +245,11 @@ async def test_ids_cannot_be_changed(store):
         store.check_provider(ProviderFields(id="q"), id="p")
     with pytest.raises(InvalidRequest):
         await store.save_model(ModelFields(id="n"), id="m")
+
+
+async def test_prices_of_a_new_day_are_taken_over(store):
+    await add(store)
+    await model(store, id="listed")
+    store._prices.find = lambda *_: Prices(input=9, output=9, source="catalogue")
+    store.refresh()
+    assert store.current.models["listed"].prices.input == 9
