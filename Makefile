@@ -142,6 +142,9 @@ bench-money: .venv/.run  ## does the money add up under load and kill -9? MONEY=
 bench-profile: .venv/.run  ## where one request's microseconds go; PROFILE="--stream --budgeted"
 	@$(PY) bench/profile.py $(PROFILE)
 
+bench-check: .venv/.run  ## fail when a ratio falls below 80 % of bench/recorded.json
+	@$(PY) bench/check.py
+
 lock: .venv/.run  ## write requirements/*.txt anew from *.in; UPGRADE=1 takes the newest versions
 	@set -e; for name in bootstrap runtime otel dev build bench real; do \
 	  case $$name in otel|dev) pins=runtime;; build) pins=dev;; *) pins=;; esac; \
@@ -162,7 +165,7 @@ clean:  ## remove what was built, and the tools' caches; .venv stays
 	@find src tests bench tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help run install uninstall build _build-container _build-native start stop restart status \
-  logs package _write-env test check fix bench bench-money lock docs prices clean FORCE
+  logs package _write-env test test-real check fix bench bench-money bench-profile lock docs prices clean FORCE
 
 
 # A clone that was moved gets a new environment: programs in .venv carry its absolute path.

@@ -13,6 +13,7 @@ import pkgutil
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -40,6 +41,11 @@ from tokenhubctl.commands import SECTIONS
 from tokenhubctl.commands.help import tree
 from tokenhubctl.topics import TOPICS
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from tokenhub.web.edge import Route
+
 ROOT = Path(__file__).resolve().parent.parent
 PLACE = ROOT / "docs" / "reference"
 SOURCE = ROOT / "src" / "tokenhub"
@@ -55,35 +61,45 @@ WHO = {
 }
 
 
-def url_table():
+def url_table() -> list[Route]:
     """The server's routes; their handlers are the functions themselves."""
-    return routes(
-        Handlers(
-            chat=ChatApi, models_api=ModelsApi, health=HealthApi, server=ServerAdmin,
-            vault=VaultAdmin, providers=ProviderAdmin, models=ModelAdmin, keys=KeyAdmin,
-            budget=BudgetAdmin, prices=PriceAdmin, routing=RoutingAdmin, observe=ObserveAdmin,
-            series=SeriesAdmin, metrics=MetricsApi,
-        )
-    )  # fmt: skip
+    # A class stands where an object would: its attributes are the handlers' functions.
+    handlers: dict[str, Any] = {
+        "chat": ChatApi,
+        "models_api": ModelsApi,
+        "health": HealthApi,
+        "server": ServerAdmin,
+        "vault": VaultAdmin,
+        "providers": ProviderAdmin,
+        "models": ModelAdmin,
+        "keys": KeyAdmin,
+        "budget": BudgetAdmin,
+        "prices": PriceAdmin,
+        "routing": RoutingAdmin,
+        "observe": ObserveAdmin,
+        "series": SeriesAdmin,
+        "metrics": MetricsApi,
+    }
+    return routes(Handlers(**handlers))
 
 
-def table(headings, rows):
+def table(headings: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table."""
     lines = [headings, ["---"] * len(headings), *rows]
     return "".join("| " + " | ".join(cell(one) for one in line) + " |\n" for line in lines)
 
 
-def cell(text):
+def cell(text: object) -> str:
     """Text that stays inside its cell."""
     return str(text).replace("|", "\\|").replace("\n", " ")
 
 
-def sentence(function):
+def sentence(function: object) -> str:
     """The first sentence of a docstring, on one line."""
     return " ".join((inspect.getdoc(function) or "").partition("\n\n")[0].split())
 
 
-def settings():
+def settings() -> str:
     """settings.md"""
     rows = [
         [f"`{PREFIX}{one.name}`", f"`{one.default}`" if one.default else "", one.meaning]
@@ -104,9 +120,9 @@ TOPICS_FROM = {
 }
 
 
-def route_page():
+def route_page() -> str:
     """routes.md"""
-    groups = {
+    groups: dict[str, Callable[[str], bool]] = {
         "For clients": lambda path: path.startswith("/v1"),
         "For operators": lambda path: not path.startswith(("/v1", "/admin")),
         "Administration": lambda path: path.startswith("/admin"),
@@ -129,7 +145,7 @@ def route_page():
     return "".join(parts)
 
 
-def commands():
+def commands() -> str:
     """commands.md"""
     found = tree(click.Context(root, info_name="tokenhubctl"))
     by_name = {item["command"]: item for item in found}
@@ -157,7 +173,7 @@ def commands():
     return "".join(parts)
 
 
-def events():
+def events() -> str:
     """events.md"""
     rows = [
         [f"`{name}`", what, " ".join(f"`{field}`" for field in fields)]
@@ -174,10 +190,10 @@ def events():
     )
 
 
-def errors():
+def errors() -> str:
     """errors.md"""
     classes = {one.__name__: one for one in _subclasses(HubError)}
-    found = {}
+    found: dict[tuple[str, int], list[str]] = {}
     for name, code, message in sorted(_codes(classes)):
         status = 502 if name == "UpstreamFailed" else classes[name].status
         found.setdefault((code, status), []).append(message)
@@ -203,7 +219,7 @@ def errors():
     )  # fmt: skip
 
 
-def _subclasses(kind):
+def _subclasses(kind: type[HubError]) -> list[type[HubError]]:
     for module in pkgutil.walk_packages(tokenhub.__path__, "tokenhub."):
         if module.name not in {"tokenhub.__main__", "tokenhub.telemetry.tracing"}:
             importlib.import_module(module.name)
@@ -215,7 +231,7 @@ def _subclasses(kind):
     return found
 
 
-def _template(node):
+def _template(node: ast.expr) -> str:
     """The text of a message, with … for what is put in."""
     if isinstance(node, ast.JoinedStr):
         return "".join(_template(part) for part in node.values)
@@ -226,7 +242,7 @@ def _template(node):
     return "…"
 
 
-def _codes(classes):
+def _codes(classes: Mapping[str, type[HubError]]) -> set[tuple[str, str, str]]:
     """(class, code, message) of every error that is made anywhere in the server."""
     found = set()
     for file in SOURCE.rglob("*.py"):
@@ -251,7 +267,7 @@ def _codes(classes):
     return found
 
 
-PAGES = {
+PAGES: dict[str, Callable[[], str]] = {
     "settings.md": settings,
     "routes.md": route_page,
     "commands.md": commands,
@@ -260,7 +276,7 @@ PAGES = {
 }
 
 
-def main(argv):
+def main(argv: list[str]) -> int:
     """Write the pages, or say which are stale."""
     stale = []
     for name, make in PAGES.items():
