@@ -25,7 +25,11 @@ LINE = re.compile(r"(?:export )?TOKENHUB_[A-Z_]+=[!-~]+")
 
 
 def read_container() -> str | None:
-    """The container's /data/env, or None while it cannot be read or carries no token."""
+    """The container's /data/env, or None while it cannot be read or carries no token.
+
+    Raises:
+        FileNotFoundError: there is no program `docker`.
+    """
     for command in READ_COMMANDS:
         answer = subprocess.run(
             command,
@@ -93,7 +97,15 @@ def main() -> int:
     os.umask(0o077)
     path = Path.home() / ".tokenhub" / "env"
     port = os.environ.get("TOKENHUB_PORT") or "8080"
-    content = wait_for_container(options.tries, options.pause)
+    try:
+        content = wait_for_container(options.tries, options.pause)
+    except FileNotFoundError:
+        print(
+            "error: there is no docker here, so no container to ask. A server started with "
+            "`make run` needs no sync: tokenhubctl finds its token by itself.",
+            file=sys.stderr,
+        )
+        return 1
     if content is None:
         print(
             f"warning: the container gave no token in {options.tries} tries; {path} is unchanged. "

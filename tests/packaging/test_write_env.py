@@ -51,6 +51,14 @@ def test_an_old_file_is_replaced_not_written_into(write_env, env_file):
     assert [path.name for path in env_file.parent.iterdir()] == ["env"]
 
 
+def test_without_docker_it_says_so_at_once(write_env, env_file, tmp_path):
+    answer = write_env(PATH=str(tmp_path))
+    assert answer.returncode == 1
+    assert "there is no docker here" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert not env_file.exists()
+
+
 def test_a_symbolic_link_is_refused_and_its_target_untouched(write_env, env_file, tmp_path):
     target = tmp_path / "target"
     target.write_text("precious")
