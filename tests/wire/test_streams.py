@@ -253,7 +253,7 @@ def test_an_interruption_is_told_once(dialect):
     relay = relay_for(name)
     relay.feed(stream(name)[: len(stream(name)) * 6 // 10])
     assert relay.started
-    event = relay.interrupted("The connection broke.")
+    event = relay.interrupted("the connection broke")
     error = {
         "message": "The connection broke.",
         "type": "upstream_error",

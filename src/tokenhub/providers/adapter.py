@@ -151,3 +151,9 @@ def error_event(message: str, kind: str, code: str) -> bytes:
     """An error inside a stream, as OpenAI's SDKs recognise it."""
     body = {"error": {"message": message, "type": kind, "code": code}}
     return b"data: " + msgspec.json.encode(body) + b"\n\n"
+
+
+def interruption(message: str) -> bytes:
+    """The error event for a stream that broke; the transport's phrase is made a sentence."""
+    sentence = f"{message[:1].upper()}{message[1:].rstrip('.')}."
+    return error_event(sentence, "upstream_error", "upstream_interrupted")

@@ -17,7 +17,7 @@ import msgspec
 
 from tokenhub.core.conversation import CallDelta, Delta
 from tokenhub.core.errors import FailureClass, ProviderError
-from tokenhub.providers.adapter import DONE, error_event
+from tokenhub.providers.adapter import DONE, error_event, interruption
 from tokenhub.providers.anthropic_reply import Block, MessageObject, UsageObject, finish_reason
 from tokenhub.providers.failures import classify_event, garbage
 from tokenhub.providers.openai_writer import ChunkWriter
@@ -120,7 +120,7 @@ class AnthropicRelay:
         if self.failure is None:
             self.failure = ProviderError(FailureClass.RESET, message)
         self.started = True
-        return error_event(message, "upstream_error", "upstream_interrupted")
+        return interruption(message)
 
     def _over(self) -> bool:
         return self.complete or self.failure is not None

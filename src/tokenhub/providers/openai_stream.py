@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tokenhub.core.errors import FailureClass, ProviderError
-from tokenhub.providers.adapter import DONE, MAX_EVENT, error_event
+from tokenhub.providers.adapter import DONE, MAX_EVENT, error_event, interruption
 from tokenhub.providers.failures import classify_event, garbage
 from tokenhub.providers.openai_events import decode_lines, read_event, read_usage, said
 from tokenhub.providers.sse import EventReader, EventTooLarge
@@ -96,7 +96,7 @@ class OpenAIRelay:
         if self.failure is None:
             self.failure = ProviderError(FailureClass.RESET, message)
         self.started = True
-        return error_event(message, "upstream_error", "upstream_interrupted")
+        return interruption(message)
 
     def _plain(self, block: bytes) -> bytes | None:
         """The block if every event in it is plain and sound, else None and nothing is noted."""
