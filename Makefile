@@ -145,6 +145,11 @@ bench-profile: .venv/.run  ## where one request's microseconds go; PROFILE="--st
 bench-check: .venv/.run  ## fail when a ratio falls below 80 % of bench/recorded.json
 	@$(PY) bench/check.py
 
+bench-routing: .venv/.run requirements/bench.txt  ## replay recorded outcomes; DATA=folder of parquet files
+	@test -n "$(DATA)" || { echo "say where the outcomes are: make bench-routing DATA=FOLDER" >&2; exit 2; }
+	@$(UV_INSTALL) --require-hashes --requirement requirements/bench.txt
+	@$(PY) bench/routing_replay.py "$(DATA)" $(ROUTING)
+
 lock: .venv/.run  ## write requirements/*.txt anew from *.in; UPGRADE=1 takes the newest versions
 	@set -e; for name in bootstrap runtime otel dev build bench real; do \
 	  case $$name in otel|dev) pins=runtime;; build) pins=dev;; *) pins=;; esac; \
@@ -165,7 +170,7 @@ clean:  ## remove what was built, and the tools' caches; .venv stays
 	@find src tests bench tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help run install uninstall build _build-container _build-native start stop restart status \
-  logs package _write-env test test-real check fix bench bench-money bench-profile lock docs prices clean FORCE
+  logs package _write-env test test-real check fix bench bench-money bench-profile bench-check bench-routing lock docs prices clean FORCE
 
 
 # A clone that was moved gets a new environment: programs in .venv carry its absolute path.

@@ -19,13 +19,22 @@ import random
 import statistics
 import time
 from collections import Counter, defaultdict
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
 from tokenhub.core.catalog import Catalog, Model, Prices, Provider
 from tokenhub.core.decision import DEFAULT_OUTPUT_TOKENS, MODES, Attempt, RouteQuery
 from tokenhub.routing.router import Router
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+Answer = tuple[float, int]  # score, nano-dollars
+Row = tuple[str, int, dict[str, Answer]]  # prompt id, input tokens, answer by model
+Pass = tuple[list[Answer], Counter[str], list[float], list[float]]
 
 NANO = 1_000_000_000
 LATENCY_MS = 1000.0
@@ -35,27 +44,27 @@ WEIGHTS = (2, 5, 8, 10)
 class VirtualClock:
     """One second per request."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.seconds = 0
 
-    def now_ms(self):
+    def now_ms(self) -> int:
         return 1_700_000_000_000 + self.seconds * 1000
 
-    def monotonic(self):
+    def monotonic(self) -> float:
         return float(self.seconds)
 
-    def new_id(self):
+    def new_id(self) -> str:
         return f"r-{self.seconds}"
 
 
-def load(folder, dataset, split):
-    """[(prompt id, input tokens, {model: (score, nano-dollars)})], sorted by id."""
+def load(folder: Path, dataset: str, split: str) -> list[Row]:
+    """The prompts of a split, sorted by id."""
     kept = {
         row["id"]
         for row in pq.read_table(folder / "splits.parquet").to_pylist()
         if row["dataset"] == dataset and row["split"] == split
     }
-    outcomes = defaultdict(dict)
+    outcomes: defaultdict[str, dict[str, Answer]] = defaultdict(dict)
     for row in pq.read_table(folder / f"{dataset}.outcomes.parquet").to_pylist():
         if row["id"] in kept and row["score"] is not None and row["cost_usd"] is not None:
             outcomes[row["id"]][row["model"]] = (row["score"], round(row["cost_usd"] * NANO))
@@ -69,16 +78,16 @@ def load(folder, dataset, split):
     )
 
 
-def mean_costs(rows):
+def mean_costs(rows: Iterable[Row]) -> dict[str, float]:
     """Model → mean nano-dollars."""
-    costs = defaultdict(list)
+    costs: defaultdict[str, list[int]] = defaultdict(list)
     for _, _, answers in rows:
         for model, (_, cost) in answers.items():
             costs[model].append(cost)
     return {model: statistics.fmean(values) for model, values in costs.items()}
 
 
-def catalog_of(rows):
+def catalog_of(rows: Sequence[Row]) -> Catalog:
     costs = mean_costs(rows)
     tokens = statistics.fmean(tokens for _, tokens, _ in rows) + DEFAULT_OUTPUT_TOKENS
     models = {}
@@ -94,14 +103,17 @@ def catalog_of(rows):
     return Catalog(version=1, providers={"recorded": provider}, models=models)
 
 
-def replay(rows, catalog, mode, seed, feedback):
+def replay(rows: Sequence[Row], catalog: Catalog, mode: str, seed: int, feedback: float) -> Pass:
     """One pass in a shuffled order: ([(score, nano)], choices, decide us, learn us)."""
     clock = VirtualClock()
     router = Router(clock, seed=seed)
     router.update(catalog=catalog)
     rng = random.Random(seed)
     order = rng.sample(rows, len(rows))
-    served, chosen, deciding, learning = [], Counter(), [], []
+    served: list[Answer] = []
+    chosen: Counter[str] = Counter()
+    deciding: list[float] = []
+    learning: list[float] = []
     for name, tokens, answers in order:
         clock.seconds += 1
         asked = RouteQuery(
@@ -132,13 +144,15 @@ def replay(rows, catalog, mode, seed, feedback):
     return served, chosen, deciding, learning
 
 
-def quantile(values, share):
+def quantile(values: Sequence[float], share: float) -> float:
     return sorted(values)[min(int(len(values) * share), len(values) - 1)]
 
 
-def summary(name, passes):
+def summary(name: str, passes: Sequence[Pass]) -> dict[str, Any]:
     served = [one for run in passes for one in run[0]]
-    chosen = sum((run[1] for run in passes), Counter())
+    chosen: Counter[str] = Counter()
+    for run in passes:
+        chosen.update(run[1])
     deciding = [value for run in passes for value in run[2]]
     learning = [value for run in passes for value in run[3]]
     quality = [statistics.fmean(score for score, _ in run[0]) for run in passes]
@@ -154,9 +168,10 @@ def summary(name, passes):
     }
 
 
-def fixed(rows, pick, name):
+def fixed(rows: Iterable[Row], pick: Callable[[list[str]], str], name: str) -> dict[str, Any]:
     """A policy that needs no router: ``pick(names)`` chooses among those that have an answer."""
-    served, chosen = [], Counter()
+    served: list[Answer] = []
+    chosen: Counter[str] = Counter()
     for _, _, answers in rows:
         model = pick(sorted(answers))
         if model in answers:
@@ -165,7 +180,11 @@ def fixed(rows, pick, name):
     return summary(name, [(served, chosen, [], [])])
 
 
-def table(results):
+def _always(model: str, names: list[str]) -> str:
+    return model if model in names else ""
+
+
+def table(results: Iterable[dict[str, Any]]) -> str:
     head = f"{'policy':<42} {'quality':>8} {'sd':>7} {'$/request':>11} {'decide p50/p99 us':>18}"
     lines = [f"{head} {'learn us':>9}  most chosen"]
     for one in results:
@@ -186,8 +205,9 @@ def table(results):
     return "\n".join(lines)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+def main() -> None:
+    """Replay, print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, help="where the parquet files are")
     parser.add_argument("--dataset", default="paretobandit")
     parser.add_argument("--split", default="dev")
@@ -199,10 +219,7 @@ def main():
     if not rows:
         parser.error(f"no prompts of {options.dataset}/{options.split} in {options.folder}")
     catalog = catalog_of(rows)
-    results = [
-        fixed(rows, lambda names, model=model: model if model in names else "", f"always {model}")
-        for model in catalog.models
-    ]
+    results = [fixed(rows, partial(_always, model), f"always {model}") for model in catalog.models]
     results.append(fixed(rows, random.Random(0).choice, "even mix"))
     for mode in MODES:
         shares = (options.feedback, 0.0) if mode == "thompson" else (options.feedback,)
