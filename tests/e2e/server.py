@@ -50,7 +50,7 @@ class Hub:
         self.process: subprocess.Popen[str] | None = None
         self.log = home / "server.log"
 
-    def start(self, *, wait: bool = True, command: list[str] | None = None) -> Hub:
+    def start(self, *, wait: bool = True, command: list[str | Path] | None = None) -> Hub:
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
                 command or [BIN / "tokenhub"],

@@ -34,7 +34,7 @@ def test_the_printed_curl_line_answers(hub):
 
 def test_files_are_private_whatever_the_umask(tmp_path):
     hub = Hub(tmp_path)
-    hub.start(command=["sh", "-c", f"umask 000; exec {BIN / 'tokenhub'}"])
+    hub.start(command=["sh", "-c", 'umask 000; exec "$0"', BIN / "tokenhub"])
     try:
         assert hub.chat(hub.demo_key, ASK).status == 200
         assert stat.S_IMODE(hub.data.stat().st_mode) == 0o700
