@@ -7,6 +7,7 @@ that read event by event through the SSE reader; the bytes that come out are the
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -114,16 +115,16 @@ class OpenAIRelay:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
         # Two line ends an event and no more: no second document on a line, no lines to spare.
-        if body.count(b"\n") != 2 * len(events) or any(event.failed for event in events):
+        if body.count(b"\n") != 2 * len(events):
+            return None
+        if any(event.error is not None or event.kind == "error" for event in events):
             return None
         kept = [self._note(event) for event in events]
         self.complete = done
         if all(kept):
             return body
-        parts = body[len(_PREFIX) : -2].split(_JOINT)
-        return b"".join(
-            _PREFIX + part + _BREAK for part, keep in zip(parts, kept, strict=True) if keep
-        )
+        parts = list(compress(body[len(_PREFIX) : -2].split(_JOINT), kept))
+        return _PREFIX + _JOINT.join(parts) + _BREAK if parts else b""
 
     def _one_by_one(self, reader: EventReader, data: bytes) -> bytes:
         try:

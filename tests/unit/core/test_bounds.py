@@ -254,3 +254,39 @@ def test_bodies_that_are_no_chat(body):
 def test_measures_and_bounds_are_plain_data():
     found = bound(measure(chat()), MODEL, max_tokens=5)
     assert msgspec.json.decode(msgspec.json.encode(found), type=type(found)) == found
+
+
+LONG = "word " * 4000
+ODD_MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "system", "assistant", "tool"])},
+        optional={
+            "content": st.sampled_from(
+                [LONG, None, [{"type": "text", "text": LONG}], [image("https://e.com/a.png")], 7]
+            ),
+            "name": st.just("Ann"),
+            "image": st.just(image("https://e.com/a.png")),
+            "cache_control": st.just({"type": "ephemeral", "ttl": "1h"}),
+            "tool_calls": st.just([{"type": "function", "id": "c"}]),
+        },
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(ODD_MESSAGES, st.dictionaries(st.sampled_from(["n", "user", "cache_control"]), st.just(1)))
+def test_a_long_request_has_the_same_size_whichever_way_it_is_found(messages, members):
+    padded = [*messages, {"role": "user", "content": LONG}]
+    body = json.dumps({"model": "m", "messages": padded, **members}).encode()
+    found = measure_chat(parse_chat(body))
+    # An escape only says that more must be looked at; "1h" is then assumed.
+    assert replace(found, hour=False) == replace(measure(body), hour=False)
+    assert found.hour >= (b'"1h"' in body)
+
+
+def test_a_member_written_with_escapes_is_not_taken_for_text():
+    part = json.dumps(image("https://e.com/a.png")).replace('"type"', '"\\u0074ype"')
+    content = '"\\u0063ontent"'
+    body = f'{{"messages":[{{{content}:[{part}]}},{{"content":"{LONG}"}}]}}'.encode()
+    assert measure_chat(parse_chat(body)).images == 1
