@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tokenhub.telemetry import query
 from tokenhub.telemetry.cell import KEY, MODE, PAIR, Label, pair_of
 from tokenhub.telemetry.metrics import Metrics
+from tokenhub.telemetry.past import Memory
 from tokenhub.telemetry.series import DAY, HOUR, MINUTE, RETENTION_DAYS, SECOND, Series
 from tokenhub.telemetry.stats import Stats
 
@@ -60,6 +61,7 @@ class Observer:
         self._ticks = 0
         self.metrics = Metrics()
         self.stats = Stats()
+        self._memory = Memory()
         self.series = Series(db, self.stats.add, retention_days=retention_days)
 
     async def open(self) -> None:
@@ -146,7 +148,7 @@ class Observer:
     async def query(self, asked: Question) -> dict[str, Any]:
         """A time series; see ``query.answer``."""
         self.fold()
-        return await query.answer(self.series, asked, self._clock.now_ms())
+        return await query.answer(self.series, asked, self._clock.now_ms(), self._memory)
 
     async def prune(self) -> int:
         """Delete what is older than its retention; how many rows."""

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenhub.core.errors import InvalidRequest
 from tokenhub.telemetry.cell import PAIR, Cell
+from tokenhub.telemetry.past import Past, Sums
 from tokenhub.telemetry.series import DAY, HOUR, KEPT_MS, MINUTE, RESOLUTIONS, SECOND
 from tokenhub.telemetry.sketch import Sketch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from tokenhub.storage.database import Row
+    from tokenhub.telemetry.past import Memory, Points
     from tokenhub.telemetry.series import Series, Snapshot
 
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
@@ -69,7 +71,10 @@ STEPS = (
     SECOND, 5 * SECOND, 15 * SECOND, MINUTE, 5 * MINUTE, 15 * MINUTE, HOUR, 6 * HOUR, DAY,
     7 * DAY, 28 * DAY,
 )  # fmt: skip
-_SLICE = 200  # rows taken at a time before others get their turn on the loop
+
+# Rows taken at a time before others get their turn on the loop: about 1 ms.
+_SLICE = 200
+_SKETCH_SLICE = 10
 
 
 class Question(NamedTuple):
@@ -85,26 +90,6 @@ class Question(NamedTuple):
     end: int = 0
     step: int = 0
     aggregate: str = ""
-
-
-class Sums:
-    """A step's numbers under way, for every aggregate but quantiles."""
-
-    __slots__ = ("count", "high", "low", "total")
-
-    def __init__(self, count: int, total: int, low: int, high: int) -> None:
-        self.count = count
-        self.total = total
-        self.low = low
-        self.high = high
-
-    def merge(self, other: Sums) -> None:
-        """Take in another step's."""
-        if not self.count or (other.count and other.low < self.low):
-            self.low = other.low
-        self.high = max(self.high, other.high)
-        self.count += other.count
-        self.total += other.total
 
 
 Steps = dict[int, dict[int, Any]]  # label number → step → Sums or Sketch
@@ -173,7 +158,9 @@ def _resolution(step: int, age: int) -> int:
     return max(fitting) if fitting else min(kept)
 
 
-async def answer(series: Series, asked: Question, now_ms: int) -> dict[str, Any]:
+async def answer(
+    series: Series, asked: Question, now_ms: int, memory: Memory | None = None
+) -> dict[str, Any]:
     """``{"series": [{metric, model_id?, provider_id?, points}], metric, agg, step_ms}``.
 
     Points are ``{"t", "v"}``, t the begin of the step, oldest first; a step in which nothing
@@ -185,38 +172,66 @@ async def answer(series: Series, asked: Question, now_ms: int) -> dict[str, Any]
     chosen = plan(asked, now_ms)
     # Before anything is awaited: what is stored later than this is not read below.
     recent = series.snapshot(chosen.resolution)
+    version = series.changes[chosen.resolution]
     fresh: Steps = {}
     _add_recent(series, chosen, recent, fresh)
     labels = series.pairs(asked.model, asked.provider)
-    await series.settled()
-    steps: Steps = {}
-    for number in labels:
-        await _read(series, chosen, recent.at, number, steps)
-        if sum(map(len, steps.values())) > MOST_POINTS:
-            raise InvalidRequest(
-                f"The answer would have more than {MOST_POINTS} points.",
-                param="step_ms",
-                hint="Ask for a larger step_ms, or name a model_id or a provider_id.",
-            )
-    for number in labels.keys() & fresh.keys():
-        for at, part in fresh[number].items():
-            _merge(steps, number, at, part)
+    until = min(chosen.end, recent.at - 1)
+    open_step = recent.at - recent.at % chosen.step
+    key = (*chosen._replace(end=until), asked.model, asked.provider, open_step)
+    past = memory.get(key, version) if memory else None
+    if past is None:
+        past = await _past(series, chosen, until, labels, open_step)
+        if memory:
+            memory.put(key, version, past)
     shown = []
     for number, label in sorted(labels.items(), key=lambda item: item[1]):
-        if number in steps:
+        points = past.points.get(number, [])
+        last = _together(past.last.get(number), fresh.get(number, {}).get(open_step))
+        points = points + _point(chosen, open_step, last) if last else points
+        if points:
             one: dict[str, Any] = {"metric": asked.metric}
             if label.name:
                 one["model_id"] = label.name
             if label.provider:
                 one["provider_id"] = label.provider
-            one["points"] = await _points(chosen, steps[number])
+            one["points"] = points
             shown.append(one)
     return {
-        "series": [one for one in shown if one["points"]],
+        "series": shown,
         "metric": asked.metric,
         "agg": chosen.aggregate,
         "step_ms": chosen.step,
     }
+
+
+async def _past(
+    series: Series, chosen: Plan, until: int, labels: Iterable[int], open_step: int
+) -> Past:
+    await series.settled()
+    past = Past({}, {})
+    for number in labels:
+        steps = await _read(series, chosen, until, number)
+        if open_step in steps:
+            past.last[number] = steps.pop(open_step)
+        if steps:
+            past.points[number] = await _points(chosen, steps)
+        if past.size > MOST_POINTS:
+            raise InvalidRequest(
+                f"The answer would have more than {MOST_POINTS} points.",
+                param="step_ms",
+                hint="Ask for a larger step_ms, or name a model_id or a provider_id.",
+            )
+    return past
+
+
+def _together(stored: Any, fresh: Any) -> Any:
+    """The step that is not over. What is stored is shared with later answers: it stays as it is."""
+    if fresh is None:
+        return stored
+    if stored is not None:
+        fresh.merge(stored)
+    return fresh
 
 
 def _add_recent(series: Series, chosen: Plan, recent: Snapshot, steps: Steps) -> None:
@@ -248,22 +263,26 @@ def _merge(steps: Steps, number: int, at: int, part: Any) -> None:
         points[at] = part
 
 
-async def _read(series: Series, chosen: Plan, until: int, number: int, steps: Steps) -> None:
+async def _read(series: Series, chosen: Plan, until: int, number: int) -> dict[int, Any]:
     values = {
         "label": number,
         "resolution": chosen.resolution,
         "start": chosen.start,
-        "end": min(chosen.end, until - 1),
+        "end": until,
         "step": chosen.step,
     }
     if chosen.aggregate in QUANTILES:
         rows = await series.rows(_sketch_sql(chosen.metric.column), values)
+        together = _SKETCH_SLICE
     else:
         rows = await series.rows(_sums_sql(chosen.metric), values)
-    for first in range(0, len(rows), _SLICE):
-        for row in rows[first : first + _SLICE]:
+        together = _SLICE
+    steps: Steps = {}
+    for first in range(0, len(rows), together):
+        for row in rows[first : first + together]:
             _merge(steps, number, row[0], _stored(chosen, row))
         await asyncio.sleep(0)
+    return steps.get(number, {})
 
 
 def _stored(chosen: Plan, row: Row) -> Sums | Sketch:
@@ -298,15 +317,19 @@ def _sketch_sql(name: str) -> str:
     """  # noqa: S608 - constant names
 
 
-async def _points(chosen: Plan, steps: dict[int, Any]) -> list[dict[str, Any]]:
-    points = []
-    for at in sorted(steps):
-        value = _value(chosen, steps[at])
-        if value is not None:
-            points.append({"t": _instant(at), "v": value})
-        if len(points) % _SLICE == 0:
+async def _points(chosen: Plan, steps: dict[int, Any]) -> Points:
+    together = _SKETCH_SLICE if chosen.aggregate in QUANTILES else _SLICE
+    points: Points = []
+    for done, at in enumerate(sorted(steps), 1):
+        points += _point(chosen, at, steps[at])
+        if done % together == 0:
             await asyncio.sleep(0)
     return points
+
+
+def _point(chosen: Plan, at: int, part: Any) -> Points:
+    value = _value(chosen, part)
+    return [] if value is None else [{"t": _instant(at), "v": value}]
 
 
 def _value(chosen: Plan, part: Any) -> float | int | None:

@@ -124,6 +124,8 @@ class Series:
     Attributes:
         second: when the second that is not over began.
         written, dropped: rows, since the start; dropped are those that could not be written.
+        changes: by resolution, a number that grows whenever rows are made or deleted, or are
+            written later than they should have been.
     """
 
     def __init__(
@@ -147,6 +149,8 @@ class Series:
         self._new_labels: list[tuple[Any, ...]] = []
         self._rows: list[tuple[Any, ...]] = []
         self._unwritten = 0
+        self._behind = False  # a write failed, and its rows wait for the next one
+        self.changes = dict.fromkeys(RESOLUTIONS, 0)
         self.written = 0
         self.dropped = 0
 
@@ -267,6 +271,7 @@ class Series:
         self._starts[resolution] = start
 
     def _emit(self, resolution: int, at: int, cells: Cells) -> None:
+        self.changes[resolution] += 1
         for label, cell in cells.items():
             self._rows.append((self._id(label), resolution, at, *cell.row()))
 
@@ -303,14 +308,22 @@ class Series:
             self._unwritten -= len(rows)
             if error is None:
                 self.written += len(rows)
+                self._caught_up()
             else:
                 self._keep((labels, rows, state), error)
 
         self._db.write_soon(save, done)
 
+    def _caught_up(self) -> None:
+        if self._behind:
+            self._behind = self.pending > 0
+            for resolution in RESOLUTIONS:
+                self.changes[resolution] += 1
+
     def _keep(self, batch: Batch, error: BaseException) -> None:
         # Upserts may be done twice, so rows that failed just wait for the next flush.
         labels, rows, _ = batch
+        self._behind = True
         self._new_labels = labels + self._new_labels
         room = max(0, MOST_UNWRITTEN - self.pending)
         self._rows = rows[:room] + self._rows
@@ -394,6 +407,7 @@ class Series:
             if not await self._db.read(_ANY, which):
                 return total
             total += await self._db.write(delete)
+            self.changes[resolution] += 1
             await asyncio.sleep(0)
 
     async def set_retention(self, days: int, *, also: Also | None = None) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SHARES = (0.5, 0.95, 0.99)
 MINUTE_MS = 60_000
-_SLICE = 16  # groups computed before others get their turn on the loop
+_SLICE = 8  # cells or groups before others get their turn on the loop: about 1 ms
 
 
 class Span(NamedTuple):
@@ -125,11 +125,13 @@ class Stats:
         done = 0
         for window in self._windows:
             name = window.span.name
-            groups = _grouped(window.totals, running, key_name)
+            groups = await _grouped(window.totals, running, key_name)
             for dimension, members in groups.items():
                 if members and dimension != "global":
                     report[dimension][name] = []
                 for shown, cell in members.values():
+                    if not cell.requests:  # all of them went out of the window meanwhile
+                        continue
                     row = {"window": name} | shown | figures(cell)
                     if dimension == "global":
                         report["global"].append(row)
@@ -145,7 +147,7 @@ Report = dict[str, Any]
 Groups = dict[str, dict[str, tuple[dict[str, str], Cell]]]
 
 
-def _grouped(totals: Cells, running: Cells, key_name: Callable[[str], str]) -> Groups:
+async def _grouped(totals: Cells, running: Cells, key_name: Callable[[str], str]) -> Groups:
     groups: Groups = {
         "global": {}, "by_model": {}, "by_provider": {}, "by_api_key": {}, "by_mode": {},
     }  # fmt: skip
@@ -157,7 +159,9 @@ def _grouped(totals: Cells, running: Cells, key_name: Callable[[str], str]) -> G
         group[name][1].merge(cell)
 
     for source in (totals, running):
-        for label, cell in sorted(source.items()):
+        for done, (label, cell) in enumerate(sorted(source.items()), 1):
+            if done % _SLICE == 0:
+                await asyncio.sleep(0)
             if label.kind == PAIR:
                 count("global", "", {}, cell)
                 count("by_model", label.name, {"model_id": label.name}, cell)

@@ -55,7 +55,7 @@ traffic = st.lists(
         st.integers(1, 5_000),
         st.booleans(),
         st.sampled_from(["m1", "m2"]),
-        st.sampled_from(["", "fold", "restart", "crash"]),
+        st.sampled_from(["", "fold", "ask", "restart", "crash"]),
     ),
     max_size=40,
 )
@@ -89,6 +89,10 @@ def test_counters_are_the_same_at_every_resolution_over_restarts(traffic, clock,
             tokens, requests, errors = tokens + prompt, requests + 1, errors + (not ok)
             if then == "fold":
                 observer.fold()
+            elif then == "ask":  # what is kept of the answer must not show in later ones
+                for step in (SECOND, MINUTE, HOUR, DAY):
+                    span = {"start": begin, "step": step}
+                    assert await total(observer, "requests", **span) == requests
             elif then == "restart":
                 observer.close()
                 await observer.series.settled()
@@ -242,6 +246,62 @@ async def test_rows_that_cannot_be_written_wait(start, clock, db):
     await observer.series.settled()
     assert observer.series.pending == observer.series.dropped == 0
     assert await total(observer, "requests", step=SECOND, start=clock.ms - MINUTE) == 1
+
+
+async def test_what_is_over_is_read_once(start, clock, db):
+    observer = await start()
+    begin = clock.ms
+    for number in range(9):
+        clock.ms += DAY
+        observer.observe(entry(clock.ms, 100.0 + number, model_id=f"m{number % 2}"), 0.0)
+    asked = {"start": begin, "step": 2 * DAY, "aggregate": "p99"}
+    first = await points(observer, "latency", **asked)
+    await observer.series.settled()
+    await db.write(lambda tx: tx.execute("ALTER TABLE series_points RENAME TO away"))
+    assert await points(observer, "latency", **asked) == first
+    observer.observe(entry(clock.ms, 5_000.0, model_id="m0"), 0.0)
+    again = await points(observer, "latency", **asked)
+    changed = {one for one in again if again[one] != first[one]}
+    assert changed == {max(one for one in first if one[0] == "m0")}
+    assert await points(observer, "latency", **asked) == again
+    await db.write(lambda tx: tx.execute("ALTER TABLE away RENAME TO series_points"))
+    clock.ms += DAY
+    observer.observe(entry(clock.ms, 7_000.0), 0.0)
+    clock.ms += DAY
+    later = await points(observer, "latency", **asked)
+    assert len(later) > len(again)
+    assert await points(observer, "latency", **asked) == later
+    observer.close()
+    await observer.series.settled()
+    assert await points(await start(), "latency", **asked) == later
+
+
+async def test_what_was_pruned_or_written_late_is_not_answered_from_memory(start, clock, db):
+    observer = await start()
+    begin = clock.ms
+    observer.observe(entry(clock.ms, 1.0), 0.0)
+    clock.ms += HOUR
+    observer.fold()
+    await observer.series.settled()
+    await db.write(lambda tx: tx.execute("ALTER TABLE series_points RENAME TO away"))
+    await db.write(lambda tx: tx.execute("CREATE TABLE series_points AS SELECT * FROM away"))
+    observer.observe(entry(clock.ms, 1.0), 0.0)
+    clock.ms += HOUR
+    observer.fold()
+    await observer.series.settled()
+    assert observer.series.pending
+    # The row of the second hour could not be written: no key, so no upsert.
+    assert await total(observer, "requests", start=begin, step=HOUR) == 1
+    await db.write(lambda tx: tx.execute("DROP TABLE series_points"))
+    await db.write(lambda tx: tx.execute("ALTER TABLE away RENAME TO series_points"))
+    await observer.series.settled()
+    assert await total(observer, "requests", start=begin, step=HOUR) == 2
+    clock.ms += 10 * DAY
+    observer.observe(entry(clock.ms, 1.0), 0.0)
+    assert await total(observer, "requests", start=begin, step=HOUR) == 3
+    await observer.series.set_retention(5)
+    await observer.prune()
+    assert await total(observer, "requests", start=begin, step=HOUR) == 1
 
 
 async def test_the_clock_set_back_loses_nothing_of_the_day(start, clock):
