@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -149,12 +150,8 @@ def _error(
     evidence: Evidence,
 ) -> HubError:
     reason = fault.reason
-    extra: dict[str, Any] = {
-        "reason": reason,
-        "limit": fault.limit,
-        "value": fault.value,
-        "filtered": [msgspec.to_builtins(one) for one in filtered[:SHOWN]],
-    }
+    extra: dict[str, Any] = _shown(fault) | {"filtered": [_shown(one) for one in filtered[:SHOWN]]}
+    del extra["model_id"], extra["provider_id"]
     hint = _say(_HINTS[reason], fault) if reason in _HINTS else None
     if reason == "vault_locked":
         locked = VaultLocked(message)
@@ -185,6 +182,17 @@ def _say(text: str, fault: Filtered) -> str:
     )
 
 
+def _shown(fault: Filtered) -> dict[str, Any]:
+    """A fault as data; the limit of a closed provider is a time, and shown as one."""
+    shown: dict[str, Any] = msgspec.to_builtins(fault)
+    if fault.reason in _REOPENING:
+        del shown["limit"], shown["value"]
+        if isinstance(fault.limit, int) and fault.limit:
+            at = datetime.fromtimestamp(fault.limit / 1000, UTC)
+            shown["until"] = at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return shown
+
+
 def _dollars(nano: float | str) -> str:
     return f"${format_usd(nano)}" if isinstance(nano, int) else ""
 
@@ -192,7 +200,10 @@ def _dollars(nano: float | str) -> str:
 def _alternative(query: RouteQuery) -> str | None:
     if not query.model or query.allow_fallback:
         return None
-    return "Send `auto` as the model, or allow another one with `allow_fallback` in the policy."
+    return (
+        "Send `auto` as the model, or allow another one: `allow_fallback` of the key, or in the "
+        "policy of /v1/chat."
+    )
 
 
 def _retry_after(
