@@ -26,7 +26,9 @@ from subjects import HERE, build_tools
 def run_scenario(name: str, options: argparse.Namespace) -> list[Row]:
     """One scenario in a folder of its own; what it started is stopped in any case."""
     with tempfile.TemporaryDirectory(prefix=f"bench-{name}-") as folder:
-        bench = Bench(Path(folder), options.seconds, options.rounds, not options.reference)
+        bench = Bench(
+            Path(folder), options.seconds, options.rounds, not options.reference, options.log_rows
+        )
         try:
             return SCENARIOS[name][0](bench)
         finally:
@@ -41,6 +43,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO")
     parser.add_argument("--seconds", type=float, default=2.5, help="of each measured run (2.5)")
     parser.add_argument("--rounds", type=int, default=3, help="how often each is measured (3)")
+    parser.add_argument(
+        "--log-rows", type=int, default=1_000_000, help="of the scenario aged (1,000,000)"
+    )
     parser.add_argument("--reference", action="store_true", help="without the hub")
     parser.add_argument("--json", type=Path, help="file to write (bench/results/<time>.json)")
     parser.add_argument("--list", action="store_true", help="name the scenarios and end")

@@ -23,6 +23,7 @@ from subjects import (
     ADMIN_TOKEN,
     GATEWAY_CORE,
     LOAD_CORE,
+    MODEL_COUNT,
     Hub,
     Mock,
     Nginx,
@@ -41,6 +42,7 @@ class Bench:
     seconds: float
     rounds: int
     with_hub: bool
+    log_rows: int = 1_000_000
     processes: list[Process] = field(default_factory=list)
 
     def mock(self, *mode: str) -> Mock:
@@ -57,9 +59,26 @@ class Bench:
         self.processes.append(nginx.process)
         return nginx
 
-    def hub(self, base_url: str, *, kind: str = "openai", trust: Path | None = None) -> Hub:
+    def hub(
+        self,
+        base_url: str,
+        *,
+        kind: str = "openai",
+        trust: Path | None = None,
+        models: int = MODEL_COUNT,
+        seed: tuple[str, ...] = (),
+        subscribed: bool = True,
+    ) -> Hub:
         """The gateway, set up for one upstream."""
-        hub = Hub(self.folder, base_url, kind=kind, trust=trust)
+        hub = Hub(
+            self.folder,
+            base_url,
+            kind=kind,
+            trust=trust,
+            models=models,
+            seed=seed,
+            subscribed=subscribed,
+        )
         self.processes.append(hub.process)
         return hub
 
@@ -253,6 +272,17 @@ def translated(bench: Bench) -> list[Row]:
     return _hub_pair(bench, "translated", "hub, Anthropic upstream", plain, other, targets)
 
 
+def aged(bench: Bench) -> list[Row]:
+    """A hub with a million log rows (--log-rows) and 1,000 models against a fresh one."""
+    mock = bench.mock("instant")
+    url = f"http://127.0.0.1:{mock.port}"
+    fresh = bench.hub(url)
+    seed = ("--log-rows", str(bench.log_rows), "--models", str(MODEL_COUNT))
+    old = bench.hub(url, models=1000, seed=seed)
+    rows = _hub_pair(bench, "aged", "hub, aged", fresh, old, {False: 0.9})
+    return [replace(row, note=f"{bench.log_rows:,} rows in the request log") for row in rows]
+
+
 def _first_answer_seconds(bench: Bench, number: int) -> tuple[float, float]:
     """Seconds from the start of the process to the first 200, and idle memory in MB."""
     port = free_port()
@@ -337,6 +367,7 @@ SCENARIOS: dict[str, tuple[Callable[[Bench], list[Row]], bool]] = {
     "prompt200k": (large_prompt, True),
     "tls": (tls_upstream, False),
     "translated": (translated, False),
+    "aged": (aged, False),
     "start": (start, False),
     "cli": (command_line, False),
 }

@@ -141,10 +141,17 @@ class Hub:
         *,
         kind: str = "openai",
         trust: Path | None = None,
+        models: int = MODEL_COUNT,
+        seed: tuple[str, ...] = (),
+        subscribed: bool = True,
     ) -> None:
+        """Start it. ``seed``: options of seed.py, for a database that is not new."""
         self.port = free_port()
         self.data = folder / f"hub-{self.port}"
         self._kind = kind
+        self._models = models
+        if seed:
+            subprocess.run([sys.executable, HERE / "seed.py", self.data, *seed], check=True)
         self.started = time.monotonic()
         self.process = Process(
             [sys.executable, *self.program],
@@ -154,7 +161,9 @@ class Hub:
         )
         wait_for_port(self.process, self.port)
         self._set_up(base_url)
-        self.notes = [] if self._subscribe() else ["no event stream to subscribe to"]
+        self.notes: list[str] = []
+        if subscribed and not self._subscribe():
+            self.notes.append("no event stream to subscribe to")
 
     def _environment(self, trust: Path | None) -> dict[str, str]:
         kept = {name: os.environ[name] for name in self.kept if name in os.environ}
@@ -185,7 +194,7 @@ class Hub:
     def _set_up(self, base_url: str) -> None:
         provider = {"id": "bench", "type": self._kind, "base_url": base_url, "api_key": "sk-bench"}
         self.admin("POST", "/providers", provider)
-        for number in range(MODEL_COUNT):
+        for number in range(self._models):
             model = {"id": f"bench-{number:02}", "provider_id": "bench", "weight": 5}
             model |= {"max_context_tokens": 400_000, "input_per_1k": 0.001, "output_per_1k": 0.002}
             self.admin("POST", "/models", model)
