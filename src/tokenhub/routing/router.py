@@ -253,6 +253,7 @@ class Router:
         self, query: RouteQuery, unavailable: Mapping[str, str]
     ) -> tuple[Evidence, Shortlists]:
         """The evidence, and what was found under it; shared while it may be."""
+        self.health.tick()  # what time alone has changed is news too
         now = self._clock.monotonic()
         at = (self.health.news, unavailable)
         if now >= self._look_ends or at != self._look_at:

@@ -237,3 +237,57 @@ async def test_pruning_keeps_the_rules_of_what_is_left(logged, clock, db):
     assert await db.read("SELECT count(*) FROM decision_rules") == [(0,)]
     router.finish(router.decide(query(request_id="r-9")), [], "ok")
     assert replay("r-9", await log.stored("r-9"))["same"]
+
+
+@pytest.fixture
+def sharing(clock):
+    router = Router(clock, seed=3, share_s=0.05)
+    router.update(catalog=catalog(*MODELS))
+    # A provider's first answer is news; from here on answers are plain.
+    for _ in range(20):
+        decision = router.decide(query(mode="thompson"))
+        router.record(decision, attempt(decision))
+    return router
+
+
+def test_decisions_share_a_look_while_only_answers_come(sharing, clock):
+    clock.advance(0.06)
+    first = sharing.decide(query(mode="thompson"))
+    sharing.record(first, attempt(first))
+    assert sharing.decide(query(mode="thompson")).evidence is first.evidence
+    clock.advance(0.06)
+    then = sharing.decide(query(mode="thompson")).evidence
+    assert then.arms[first.chosen.model_id] != first.evidence.arms[first.chosen.model_id]
+
+
+@pytest.mark.parametrize(
+    "happens",
+    [
+        lambda router, seen: router.record(seen, attempt(seen, kind=FailureClass.RATE_LIMITED)),
+        lambda router, seen: router.health.probed(seen.chosen.provider_id, "refused"),
+        lambda router, _: router.update(catalog=catalog(*MODELS)),
+    ],
+)
+def test_what_no_decision_may_overlook_is_seen_by_the_next_one(sharing, clock, happens):
+    clock.advance(0.06)
+    first = sharing.decide(query(mode="thompson"))
+    happens(sharing, first)
+    assert sharing.decide(query(mode="thompson")).evidence is not first.evidence
+
+
+def test_a_closed_provider_is_not_chosen_in_the_same_look(sharing, clock):
+    clock.advance(0.06)
+    first = sharing.decide(query(mode="thompson"))
+    sharing.record(first, attempt(first, kind=FailureClass.RATE_LIMITED))
+    closed = first.chosen.provider_id
+    for number in range(20):
+        chosen = sharing.decide(query(mode="thompson", request_id=f"r-{number}")).chosen
+        assert chosen.provider_id != closed
+
+
+def test_another_vault_state_is_another_look(sharing, clock):
+    clock.advance(0.06)
+    first = sharing.decide(query(mode="thompson"))
+    other = sharing.decide(query(mode="thompson"), {"p": "vault_locked"})
+    assert first.evidence is not other.evidence
+    assert other.chosen.provider_id == "q"
