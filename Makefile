@@ -139,6 +139,12 @@ bench: .venv/.run  ## measure against nginx as a plain proxy; BENCH="json stream
 bench-money: .venv/.run  ## does the money add up under load and kill -9? MONEY="--kills 5" is shorter
 	@$(PY) bench/money.py $(MONEY)
 
+bench-watch: .venv/.run  ## does asking for stats, logs and a year's series slow requests down?
+	@$(PY) bench/watch.py $(WATCH)
+
+bench-soak: .venv/.run  ## is anything left over after 500,000 requests? SOAK="--requests 100000"
+	@$(PY) bench/soak.py $(SOAK)
+
 bench-profile: .venv/.run  ## where one request's microseconds go; PROFILE="--stream --budgeted"
 	@$(PY) bench/profile.py $(PROFILE)
 
