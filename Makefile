@@ -176,7 +176,8 @@ clean:  ## remove what was built, and the tools' caches; .venv stays
 	@find src tests bench tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help run install uninstall build _build-container _build-native start stop restart status \
-  logs package _write-env test test-real check fix bench bench-money bench-profile bench-check bench-routing lock docs prices clean FORCE
+  logs package _write-env test test-real check fix bench bench-money bench-watch bench-soak \
+  bench-profile bench-check bench-routing lock docs prices clean FORCE
 
 
 # A clone that was moved gets a new environment: programs in .venv carry its absolute path.
