@@ -7,6 +7,7 @@ not fit is dropped, counted and shown.
 from __future__ import annotations
 
 import asyncio
+import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tokenhub.storage.database import Database, Row, Transaction
+
+log = logging.getLogger(__name__)
 
 MOST_PENDING = 20_000
 FLUSH_S = 0.2
@@ -111,6 +114,7 @@ class Journal:
         self._call_later = call_later
         self._key_name = key_name
         self._pending: list[Entry] = []
+        self._unwritten = 0  # queued for the writer
         self._waiting = False
         self._next = 1
         self.written = 0
@@ -123,12 +127,12 @@ class Journal:
 
     @property
     def pending(self) -> int:
-        """Entries that wait to be written."""
-        return len(self._pending)
+        """Entries that are not stored yet."""
+        return len(self._pending) + self._unwritten
 
     def append(self, entry: Entry) -> None:
         """Take an entry; never waits."""
-        if len(self._pending) >= MOST_PENDING:
+        if len(self._pending) + self._unwritten >= MOST_PENDING:
             self.dropped += 1
             return
         self._pending.append(entry)
@@ -143,13 +147,22 @@ class Journal:
         if not entries:
             return
         first = self._next
-        self._next += len(entries)
-        self.written += len(entries)
+        count = len(entries)
+        self._next += count
+        self._unwritten += count
 
         def save(tx: Transaction) -> None:
             tx.executemany(_INSERT, [_row(seq, one) for seq, one in enumerate(entries, first)])
 
-        self._db.write_soon(save)
+        def done(error: BaseException | None) -> None:
+            self._unwritten -= count
+            if error is None:
+                self.written += count
+            else:
+                self.dropped += count
+                log.error("%d rows of the request log are lost.", count, exc_info=error)
+
+        self._db.write_soon(save, done)
 
     async def settled(self) -> None:
         """Wait until everything taken so far can be read."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
@@ -81,6 +82,37 @@ async def test_a_full_queue_drops_and_counts(journal, monkeypatch):
         journal.append(entry(number))
     assert journal.dropped == 3
     assert len(await journal.list(Filter(), 100)) == 5
+
+
+async def test_what_the_writer_has_not_taken_fills_the_queue_too(journal, db, monkeypatch):
+    monkeypatch.setattr(module, "MOST_PENDING", 5)
+    at_work, go_on = threading.Event(), threading.Event()
+
+    def hold_up(_):
+        at_work.set()
+        go_on.wait(10)
+
+    busy = asyncio.create_task(db.write(hold_up))
+    await asyncio.to_thread(at_work.wait, 10)
+    for number in range(4):
+        journal.append(entry(number))
+        journal.flush()
+    journal.append(entry(4))
+    journal.append(entry(5))
+    assert (journal.pending, journal.dropped) == (5, 1)
+    go_on.set()
+    await busy
+    await journal.settled()
+    assert (journal.pending, journal.written, journal.dropped) == (0, 5, 1)
+
+
+async def test_rows_that_cannot_be_written_are_counted_as_dropped(journal, db, caplog):
+    await db.write(lambda tx: tx.execute("ALTER TABLE request_log RENAME TO away"))
+    journal.append(entry(1))
+    journal.append(entry(2))
+    await journal.settled()
+    assert (journal.pending, journal.written, journal.dropped) == (0, 0, 2)
+    assert "2 rows of the request log are lost" in caplog.text
 
 
 async def test_numbering_goes_on_after_a_restart(journal, db):
