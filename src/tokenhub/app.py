@@ -21,6 +21,7 @@ from tokenhub.gateway.hedge import Hedging
 from tokenhub.gateway.lanes import Lanes
 from tokenhub.gateway.pipeline import Pipeline
 from tokenhub.gateway.settle import entry_of, log_call, publish
+from tokenhub.gateway.transcribe import Answering, Transcribed
 from tokenhub.providers import adapters
 from tokenhub.providers.catalog import CatalogStore
 from tokenhub.providers.demo import DemoProvider, DemoUpstream
@@ -42,6 +43,7 @@ from tokenhub.telemetry.events import EventBus
 from tokenhub.telemetry.journal import Journal
 from tokenhub.telemetry.observer import Observer
 from tokenhub.telemetry.retention import Retention, Rule
+from tokenhub.telemetry.transcripts import Transcripts
 from tokenhub.vault.vault import Vault
 from tokenhub.web.admin.budget import BudgetAdmin
 from tokenhub.web.admin.keys import KeyAdmin
@@ -242,6 +244,11 @@ class App:
             observers=self._observers(),
         )
 
+        transcripts = Transcripts(self.db)
+        answering: Answering = pipeline
+        if settings.log_content:
+            answering = Transcribed(pipeline, transcripts, clock)
+
         async def probe(provider: Provider) -> str | None:
             upstream = demo if provider.type == "demo" else self.transport
             return await alive(upstream, provider)
@@ -254,6 +261,7 @@ class App:
             clock,
             (
                 Rule("request_log", settings.log_retention_days, self.journal.prune),
+                Rule("transcripts", settings.log_retention_days, transcripts.prune),
                 Rule("decision_log", settings.decision_retention_days, self.rewards.prune),
                 Rule("series", 1, lambda _: self.observer.prune()),
             ),
@@ -280,7 +288,7 @@ class App:
         )
         bookkeeper = Bookkeeper(self.db, clock, self.ledger)
         handlers = Handlers(
-            chat=ChatApi(pipeline),
+            chat=ChatApi(answering),
             models_api=ModelsApi(self.catalog, clock),
             health=HealthApi(self.catalog, self.vault, lambda: self.server.draining),
             server=ServerAdmin(self.catalog, self.vault, self.admin_token, self.audit, clock),
@@ -297,7 +305,7 @@ class App:
                 lanes.unavailable,
                 self.audit,
             ),
-            observe=ObserveAdmin(self.journal, self.audit, self.bus),
+            observe=ObserveAdmin(self.journal, transcripts, self.audit, self.bus),
             series=SeriesAdmin(self.observer, self.keys.name_of, self.audit),
             metrics=MetricsApi(self.observer, StateGauges(parts)),
             metrics_access=ADMIN if settings.metrics_auth else PUBLIC,

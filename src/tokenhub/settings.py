@@ -77,6 +77,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     series_retention_days: int = 400
     metrics_auth: bool = False
     metrics_budgets: bool = False
+    log_content: bool = False
     warnings: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -182,6 +183,7 @@ VARIABLES = (
     Variable("DB_DSN", str, "file:<data dir>/tokenhub.sqlite", "where the database is"),
     Variable("CREDENTIALS_FILE", _path, "<data dir>/credentials", "added once at start, 0600"),
     Variable("LOG_LEVEL", _one_of(*LEVELS), "info", "debug, info, warn or error"),
+    Variable("LOG_CONTENT", _flag, "false", "keep prompts and answers with the request log"),
     Variable("ADMIN_TOKEN", _token, "", "admin token; made and kept in the data dir when unset"),
     Variable("VAULT_ENABLED", _flag, "true", "whether provider credentials can be stored"),
     Variable("VAULT_PASSWORD", _password, "", "unlock at start; then no auto-lock"),

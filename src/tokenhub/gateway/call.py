@@ -25,9 +25,13 @@ ATTEMPTS = b"x-tokenhub-attempts"
 class ClientStream(Protocol):
     """The client's side of a streamed answer."""
 
-    paused: bool
     on_pause: Callable[[], None] | None
     on_resume: Callable[[], None] | None
+
+    @property
+    def paused(self) -> bool:
+        """Whether the client's side is full."""
+        ...
 
     def write(self, data: bytes) -> None:
         """Send one piece; nothing for b""."""

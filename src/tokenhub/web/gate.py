@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tokenhub.gateway.pipeline import Pipeline
+    from tokenhub.gateway.transcribe import Answering
 
 
 class Gated:
@@ -14,5 +14,5 @@ class Gated:
     The edge refuses a route that says it spends and is not one of these.
     """
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Answering) -> None:
         self._pipeline = pipeline

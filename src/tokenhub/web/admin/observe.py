@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tokenhub.telemetry.audit import Audit
     from tokenhub.telemetry.events import EventBus
     from tokenhub.telemetry.journal import Journal
+    from tokenhub.telemetry.transcripts import Transcripts
     from tokenhub.web.http import Request, Response
 
 EVENT_HEADERS = (
@@ -30,8 +31,11 @@ CONNECTED = b'event: connected\ndata: {"status":"ok"}\n\n'
 class ObserveAdmin:
     """What happened, and what is happening."""
 
-    def __init__(self, journal: Journal, audit: Audit, bus: EventBus) -> None:
+    def __init__(
+        self, journal: Journal, transcripts: Transcripts, audit: Audit, bus: EventBus
+    ) -> None:
         self._journal = journal
+        self._transcripts = transcripts
         self._audit = audit
         self._bus = bus
 
@@ -61,11 +65,12 @@ class ObserveAdmin:
         return json_answer({"logs": rows, "dropped": self._journal.dropped})
 
     async def log(self, request: Request, _: None) -> Response:
-        """One request with its attempts."""
+        """One request with its attempts, and with its prompt and answer where they are kept."""
         found = await self._journal.get(request.params["id"])
         for attempt in found["attempts"]:
             attempt["timestamp"] = rfc3339(attempt.pop("started_ms"))
-        return json_answer(found)
+        content = await self._transcripts.get(found["request_id"])
+        return json_answer(found if content is None else found | {"content": content})
 
     async def audit(self, request: Request, _: None) -> Response:
         """The audit trail, newest first."""
