@@ -185,7 +185,7 @@ def bound(
 
     When even 16 tokens do not fit, the result costs more than ``room``: the caller refuses.
     """
-    images = size.images and size.images * _image_tokens(model.name_upstream)
+    images = size.images and size.images * _image_tokens(model.name_at_provider)
     prompt = (
         size.text + images + size.audio + size.files * (model.max_context_tokens or FILE_TOKENS)
     )

@@ -84,7 +84,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     source: str = "store"
 
     @property
-    def name_upstream(self) -> str:
+    def name_at_provider(self) -> str:
         """The name to send to the provider."""
         return self.upstream_name or self.id
 

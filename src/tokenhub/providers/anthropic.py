@@ -47,7 +47,7 @@ class AnthropicAdapter:
         """The Messages request; ``max_tokens`` is required there, so it always has one."""
         body = messages_body(
             chat,
-            model=target.model.name_upstream,
+            model=target.model.name_at_provider,
             version=_version(target.provider),
             max_tokens=max_tokens,
             default_max=target.model.max_output_tokens,
@@ -76,7 +76,7 @@ class AnthropicAdapter:
         message = read_message(body)
         usage = message.usage.usage() if message.usage is not None else None
         finish = finish_reason(message.stop_reason)
-        model = message.model or target.model.name_upstream
+        model = message.model or target.model.name_at_provider
         details = message.stop_details
         spoken = Spoken(
             text=message.joined("text", "text") or None,
@@ -102,7 +102,7 @@ class AnthropicAdapter:
         return AnthropicRelay(
             show_usage=chat.include_usage,
             created=self._clock.now_ms() // 1000,
-            model=target.model.name_upstream,
+            model=target.model.name_at_provider,
         )
 
     def failure(self, status: int, headers: Mapping[bytes, bytes], body: bytes) -> ProviderError:

@@ -295,7 +295,7 @@ class CatalogStore:
         if model.input_per_1k or model.output_per_1k:
             return _manual(model)
         provider = self._providers[model.provider_id]
-        found = self._prices.find(provider.type, model.name_upstream, provider.base_url)
+        found = self._prices.find(provider.type, model.name_at_provider, provider.base_url)
         return found or Prices()
 
 

@@ -73,8 +73,8 @@ class OpenAIAdapter:
     ) -> UpstreamRequest:
         """The client's body with model, output cap and the wish for usage set."""
         changes: dict[str, msgspec.Raw | None] = {}
-        if chat.model != target.model.name_upstream:
-            changes["model"] = msgspec.Raw(msgspec.json.encode(target.model.name_upstream))
+        if chat.model != target.model.name_at_provider:
+            changes["model"] = msgspec.Raw(msgspec.json.encode(target.model.name_at_provider))
         if max_tokens is not None:
             self._cap(chat, max_tokens, changes)
         if chat.stream and not chat.include_usage:

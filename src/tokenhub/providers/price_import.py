@@ -124,7 +124,7 @@ def _imported(row: _Row) -> Imported:
 
 
 def _find(by_name: Mapping[str, Imported], catalog: Catalog, model: Model) -> Imported | None:
-    provider, name = catalog.provider_of(model), model.name_upstream
+    provider, name = catalog.provider_of(model), model.name_at_provider
     names = (model.id, name, f"{provider.type}/{name}", f"{provider.id}/{name}")
     return next((by_name[one] for one in names if one in by_name), None)
 

@@ -301,7 +301,7 @@ def _answer(entry: Entry, attempt: Attempt) -> dict[str, Any]:
 def _upstream_model(decision: Decision | None, model_id: str) -> str:
     for one in decision.candidates if decision is not None else ():
         if one.model_id == model_id:
-            return one.model.name_upstream
+            return one.model.name_at_provider
     return model_id
 
 

@@ -216,14 +216,14 @@ async def test_a_bad_model_field_is_named(store, fields, param):
 async def test_a_model_may_be_called_what_its_server_calls_it(store, name):
     await add(store)
     await model(store, id=name)
-    assert store.current.models[name].name_upstream == name
+    assert store.current.models[name].name_at_provider == name
 
 
 @pytest.mark.parametrize("name", ["accounts/f/models/m#accounts/f/deployments/d", "Größe 7B (Q4)"])
 async def test_any_visible_text_may_be_the_name_upstream(store, name):
     await add(store)
     await model(store, upstream_name=name)
-    assert store.current.models["m"].name_upstream == name
+    assert store.current.models["m"].name_at_provider == name
 
 
 async def test_what_is_not_there_is_not_found_with_the_nearest(store):

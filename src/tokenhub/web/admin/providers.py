@@ -86,7 +86,7 @@ class ProviderAdmin:
         provider = self._catalog.provider(request.params["id"])
         found = await self._discover(provider)
         registered = {
-            model.name_upstream
+            model.name_at_provider
             for model in self._catalog.current.models.values()
             if model.provider_id == provider.id
         }
