@@ -18,6 +18,7 @@ from tokenhub.telemetry.series import DAY, HOUR, MINUTE, SECOND
 @pytest.fixture
 def start(db, clock):
     async def begin():
+        await db.write(lambda _: None)  # what an earlier one has queued is there
         observer = Observer(db, clock, Timer())
         await observer.open()
         return observer
