@@ -72,9 +72,9 @@ STEPS = (
     7 * DAY, 28 * DAY,
 )  # fmt: skip
 
-# Rows taken at a time before others get their turn on the loop: about 1 ms.
-_SLICE = 200
-_SKETCH_SLICE = 10
+# Rows taken at a time before others get their turn on the loop: a fraction of a millisecond.
+_SLICE = 100
+_SKETCH_SLICE = 4
 
 
 class Question(NamedTuple):
