@@ -399,7 +399,13 @@ async def test_a_changed_header_or_manifest_is_refused(vault, db):
     vault.lock()
     [(_, header, manifest)] = await db.read("SELECT * FROM vault_header")
     set_both = "UPDATE vault_header SET header = ?, manifest = ?"
-    for bad in ((header[:-3] + '0"}', manifest), (header, "A" + manifest[1:]), (header, "")):
+    other_end = "1" if header[-3] == "0" else "0"
+    other_start = "B" if manifest[0] == "A" else "A"
+    for bad in (
+        (header[:-3] + other_end + '"}', manifest),
+        (header, other_start + manifest[1:]),
+        (header, ""),
+    ):
         await db.write(lambda tx, bad=bad: tx.execute(set_both, bad))
         with pytest.raises(VaultTampered):
             await vault.unlock(PASSWORD)
