@@ -149,9 +149,9 @@ def says(text, pause=0.0):
     return script
 
 
-def refuses(status, message="no", *, code=None, headers=""):
+def refuses(status, message="no", *, code=None, param=None, headers=""):
     """Answer with an error."""
-    body = {"error": {"message": message, "type": "x", "code": code}}
+    body = {"error": {"message": message, "type": "x", "param": param, "code": code}}
     return lambda line: line.answer(body, status, headers)
 
 

@@ -259,6 +259,13 @@ def test_a_named_model_is_never_replaced_in_silence(fleet):
     assert other.calls == []
 
 
+def test_what_a_provider_blames_in_the_request_reaches_the_client(fleet):
+    fleet.add("a", refuses("400 Bad Request", code="bad_role", param="messages[0].role"))
+    error = fleet.chat("a").json()["error"]
+    assert (error["code"], error["param"]) == ("provider_rejected", "messages[0].role")
+    assert [one["provider_code"] for one in error["attempts"]] == ["bad_role"]
+
+
 def test_the_policy_may_permit_another_model_and_the_answer_names_it(fleet):
     fleet.add("a", refuses("500 Oh"))
     fleet.add("b", says("Here I am."))

@@ -260,6 +260,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         kind: "" when it answered, else a ``FailureClass`` value.
         latency_ms: start to end; ``ttft_ms``: start to the first token, None if none came.
         cost: what it cost, None if unknown.
+        param: the part of the request that the provider names as wrong, "" if none.
+        provider_code: its own code for a refused request, "" if none.
     """
 
     number: int
@@ -269,6 +271,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     kind: str = ""
     status: int | None = None
     message: str = ""
+    param: str = ""
+    provider_code: str = ""
     latency_ms: float = 0.0
     ttft_ms: float | None = None
     cost: int | None = None

@@ -151,10 +151,11 @@ class UpstreamFailed(HubError):
         status: int = 502,
         code: str | None = None,
         hint: str | None = None,
+        param: str | None = None,
         headers: tuple[tuple[bytes, bytes], ...] = (),
         extra: dict[str, object] | None = None,
     ) -> None:
-        super().__init__(message, code=code, hint=hint, headers=headers, extra=extra)
+        super().__init__(message, code=code, hint=hint, param=param, headers=headers, extra=extra)
         self.status = status  # type: ignore[misc]  # one class answers with several statuses
 
 
@@ -186,6 +187,8 @@ class ProviderError(Exception):
         status: the upstream's status, None when there was none.
         retry_after: seconds the provider asked us to stay away, None when it did not say.
         sent: whether the request may have reached the provider (and may be billed).
+        param: the part of the request that the provider names as wrong, "" if none.
+        code: the provider's own code for a refused request, "" if none.
     """
 
     def __init__(
@@ -196,6 +199,8 @@ class ProviderError(Exception):
         status: int | None = None,
         retry_after: float | None = None,
         sent: bool = True,
+        param: str = "",
+        code: str = "",
     ) -> None:
         super().__init__(message)
         self.kind = kind
@@ -203,6 +208,8 @@ class ProviderError(Exception):
         self.status = status
         self.retry_after = retry_after
         self.sent = sent
+        self.param = param
+        self.code = code
 
 
 class TransportError(Exception):

@@ -60,6 +60,7 @@ class Fault(msgspec.Struct, frozen=True):
     message: str = ""
     type: str = ""
     code: str = ""
+    param: str = ""
 
     @property
     def searchable(self) -> str:
@@ -90,7 +91,12 @@ def fault_of(value: Any) -> Fault:
             break
     if words is not None and not isinstance(words, str):
         words = msgspec.json.encode(words).decode()
-    return Fault(words or "", _word(inner.get("type")), _word(inner.get("code")))
+    return Fault(
+        words or "",
+        _word(inner.get("type")),
+        _word(inner.get("code")),
+        _word(inner.get("param")),
+    )
 
 
 def classify(
@@ -116,7 +122,17 @@ def classify(
 def classify_fault(status: int, fault: Fault, wait: float | None = None) -> ProviderError:
     """The failure a readable error stands for; ``status`` may be the one an event implies."""
     kind = _kind(status, fault.searchable)
-    return ProviderError(kind, _words(kind, status, fault.message), status=status, retry_after=wait)
+    words = _words(kind, status, fault.message)
+    if kind not in _OF_THE_REQUEST:
+        return ProviderError(kind, words, status=status, retry_after=wait)
+    return ProviderError(
+        kind,
+        words,
+        status=status,
+        retry_after=wait,
+        param=shown(fault.param),
+        code=shown(fault.code),
+    )
 
 
 def classify_event(payload: bytes) -> ProviderError:
@@ -201,6 +217,11 @@ _STATUSES = (
     ("context", 400),
     ("not_found", 404),
     ("too_large", 413),
+)
+
+# Only these speak of what the client sent, so only there its provider's details help the client.
+_OF_THE_REQUEST = frozenset(
+    {FailureClass.CLIENT, FailureClass.CONTEXT, FailureClass.CONTENT_FILTER}
 )
 
 _OURS = {

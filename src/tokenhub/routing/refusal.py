@@ -272,6 +272,7 @@ def exhausted(
         f"`{telling.model_id}` at `{telling.provider_id}` failed{tries}: {telling.message}",
         status=status,
         code=code,
+        param=telling.param or None,
         headers=tuple(headers),
         extra={"attempts": listed},
     )
@@ -297,7 +298,7 @@ def _undone(decision: Decision, listed: list[dict[str, Any]], *, late: bool) -> 
 
 
 def _listed(attempt: Attempt) -> dict[str, Any]:
-    return {
+    listed = {
         "model": attempt.model_id,
         "provider": attempt.provider_id,
         "error": attempt.kind,
@@ -305,3 +306,6 @@ def _listed(attempt: Attempt) -> dict[str, Any]:
         "latency_ms": round(attempt.latency_ms, 1),
         "message": attempt.message,
     }
+    if attempt.provider_code:
+        listed["provider_code"] = attempt.provider_code
+    return listed

@@ -304,6 +304,8 @@ class Failover:
             kind="" if error is None else error.kind,
             status=None if error is None else error.status,
             message="" if error is None else error.message,
+            param="" if error is None else error.param,
+            provider_code="" if error is None else error.code,
             latency_ms=(self._clock.monotonic() - step.started) * 1000.0,
             ttft_ms=step.ttft_ms,
             cost=cost,

@@ -155,6 +155,28 @@ def test_secrets_are_redacted(secret):
     assert "[redacted]" in message
 
 
+def test_what_the_provider_blames_in_the_request_is_kept():
+    body = openai("Unsupported value", "unsupported_value")
+    body["error"]["param"] = "messages[0].role"
+    error = classify(400, {}, json.dumps(body).encode(), now_ms=NOW)
+    assert (error.param, error.code) == ("messages[0].role", "unsupported_value")
+
+
+def test_a_secret_in_the_details_is_redacted():
+    body = openai("no", "sk-proj-abcdefgh12345678")
+    body["error"]["param"] = "key sk-proj-abcdefgh12345678"
+    error = classify(400, {}, json.dumps(body).encode(), now_ms=NOW)
+    assert "abcdefgh" not in error.param + error.code
+
+
+@pytest.mark.parametrize("status", [401, 402, 429, 500, 503])
+def test_details_about_anything_but_the_request_are_not(status):
+    body = openai("no", "acct_17")
+    body["error"]["param"] = "organization"
+    error = classify(status, {}, json.dumps(body).encode(), now_ms=NOW)
+    assert (error.param, error.code) == ("", "")
+
+
 @pytest.mark.parametrize("status", [401, 403, 402, 429])
 def test_of_the_gateways_own_account_nothing_is_told(status):
     body = openai("Key of org-secretname is bad")
