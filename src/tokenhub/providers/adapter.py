@@ -11,19 +11,20 @@ that speaks OpenAI's chat dialect:
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from tokenhub.core.catalog import Model, Provider
 from tokenhub.core.chat import Usage
+from tokenhub.core.errors import FailureClass, ProviderError
 from tokenhub.providers.egress import parse_base_url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tokenhub.core.chat import ChatRequest
-    from tokenhub.core.errors import ProviderError
     from tokenhub.providers.upstream import UpstreamRequest
 
 USER_AGENT = b"tokenhub"
@@ -58,8 +59,13 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     content_bytes: int = 0
 
 
-class StreamRelay(Protocol):
+class StreamRelay(ABC):
     """One stream: the provider's bytes in, whole events for the client out.
+
+    What a broken stream looks like to the client is said here, once for every dialect.
+
+    Args:
+        show_usage: whether the client asked for the extra usage chunk.
 
     Attributes:
         started: bytes for the client have been returned. Until the first generated content the
@@ -76,30 +82,48 @@ class StreamRelay(Protocol):
         malformed: events dropped because they were no JSON objects.
     """
 
-    started: bool
-    failure: ProviderError | None
-    complete: bool
-    usage: Usage | None
-    early: Usage | None
-    finish_reason: str | None
-    content_bytes: int
-    malformed: int
+    def __init__(self, *, show_usage: bool) -> None:
+        self.started = False
+        self.failure: ProviderError | None = None
+        self.complete = False
+        self.usage: Usage | None = None
+        self.early: Usage | None = None
+        self.finish_reason: str | None = None
+        self.content_bytes = 0
+        self.malformed = 0
+        self._show_usage = show_usage
 
+    @abstractmethod
     def feed(self, data: bytes) -> bytes:
         """What to write for one read; never part of an event, b"" when there is nothing yet."""
-        ...
 
+    @abstractmethod
     def finish(self) -> bytes:
         """The transport ended cleanly: the last bytes, ``[DONE]`` only if the protocol ended too.
 
         ``[DONE]`` is returned here and nowhere else, so that the caller can close its books
         between the last content and the end the client sees.
         """
-        ...
 
     def interrupted(self, message: str) -> bytes:
         """The error event for a stream that broke; b"" when one was already returned."""
-        ...
+        if self.complete or (self.failure is not None and self.started):
+            return b""
+        if self.failure is None:
+            self.failure = ProviderError(FailureClass.RESET, message)
+        self.started = True
+        return interruption(message)
+
+    def _over(self) -> bool:
+        """Nothing more will be read: it is complete, or it failed."""
+        return self.complete or self.failure is not None
+
+    def _fail(self, failure: ProviderError) -> bytes:
+        self.failure = failure
+        if not self.started:
+            return b""
+        code = "upstream_interrupted" if failure.kind == FailureClass.RESET else failure.kind
+        return error_event(failure.message, "upstream_error", code)
 
 
 class Adapter(Protocol):

@@ -11,20 +11,15 @@ error, ping            a failure; nothing
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import msgspec
 
 from tokenhub.core.conversation import CallDelta, Delta
 from tokenhub.core.errors import FailureClass, ProviderError
-from tokenhub.providers.adapter import DONE, error_event, interruption
+from tokenhub.providers.adapter import DONE, StreamRelay
 from tokenhub.providers.anthropic_reply import Block, MessageObject, UsageObject, finish_reason
 from tokenhub.providers.failures import classify_event, garbage
 from tokenhub.providers.openai_writer import ChunkWriter
 from tokenhub.providers.sse import EventReader, EventTooLarge
-
-if TYPE_CHECKING:
-    from tokenhub.core.chat import Usage
 
 
 class _Delta(msgspec.Struct):
@@ -55,7 +50,7 @@ class _Call(msgspec.Struct):
 _event = msgspec.json.Decoder(_Event)
 
 
-class AnthropicRelay:
+class AnthropicRelay(StreamRelay):
     """A ``StreamRelay`` from Anthropic's dialect to OpenAI's.
 
     Args:
@@ -65,15 +60,7 @@ class AnthropicRelay:
     """
 
     def __init__(self, *, show_usage: bool, created: int, model: str) -> None:
-        self.started = False
-        self.failure: ProviderError | None = None
-        self.complete = False
-        self.usage: Usage | None = None
-        self.early: Usage | None = None
-        self.finish_reason: str | None = None
-        self.content_bytes = 0
-        self.malformed = 0
-        self._show_usage = show_usage
+        super().__init__(show_usage=show_usage)
         self._created = created
         self._writer = ChunkWriter("", model, created)
         self._model = model
@@ -112,18 +99,6 @@ class AnthropicRelay:
             return self._fail(garbage("sent a stream without an answer"))
         message = "The provider's stream ended before its answer."
         return self._fail(ProviderError(FailureClass.RESET, message))
-
-    def interrupted(self, message: str) -> bytes:
-        """The error event for a transport that broke."""
-        if self.complete or (self.failure is not None and self.started):
-            return b""
-        if self.failure is None:
-            self.failure = ProviderError(FailureClass.RESET, message)
-        self.started = True
-        return interruption(message)
-
-    def _over(self) -> bool:
-        return self.complete or self.failure is not None
 
     def _translate(self, payload: bytes) -> bytes:
         try:
@@ -224,10 +199,3 @@ class AnthropicRelay:
             return b""
         self.started = True
         return self._writer.role()
-
-    def _fail(self, failure: ProviderError) -> bytes:
-        self.failure = failure
-        if not self.started:
-            return b""
-        code = "upstream_interrupted" if failure.kind == FailureClass.RESET else failure.kind
-        return error_event(failure.message, "upstream_error", code)

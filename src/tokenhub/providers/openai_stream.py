@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tokenhub.core.errors import FailureClass, ProviderError
-from tokenhub.providers.adapter import DONE, MAX_EVENT, error_event, interruption
+from tokenhub.providers.adapter import DONE, MAX_EVENT, StreamRelay
 from tokenhub.providers.failures import classify_event, garbage
 from tokenhub.providers.openai_events import decode_lines, read_event, read_usage, said
 from tokenhub.providers.sse import EventReader, EventTooLarge
 
 if TYPE_CHECKING:
-    from tokenhub.core.chat import Usage
     from tokenhub.providers.openai_events import Event
 
 _PREFIX = b"data: "
@@ -28,7 +27,7 @@ _JOINT = b"\n\ndata: "
 _LEAD = 16 * 1024  # bytes kept back while no content has come
 
 
-class OpenAIRelay:
+class OpenAIRelay(StreamRelay):
     """A ``StreamRelay`` between two speakers of OpenAI's dialect.
 
     Comments and fields other than ``data`` are dropped; they carry nothing in this dialect.
@@ -38,15 +37,7 @@ class OpenAIRelay:
     """
 
     def __init__(self, *, show_usage: bool) -> None:
-        self.started = False
-        self.failure: ProviderError | None = None
-        self.complete = False
-        self.usage: Usage | None = None
-        self.early: Usage | None = None
-        self.finish_reason: str | None = None
-        self.content_bytes = 0
-        self.malformed = 0
-        self._show_usage = show_usage
+        super().__init__(show_usage=show_usage)
         self._tail = b""
         self._held = b""
         self._live = False
@@ -56,7 +47,7 @@ class OpenAIRelay:
 
     def feed(self, data: bytes) -> bytes:
         """Whole events of this read, with what was left of the last one in front."""
-        if self.complete or self.failure is not None:
+        if self._over():
             return b""
         if self._reader is not None:
             return self._release(self._one_by_one(self._reader, data))
@@ -89,15 +80,6 @@ class OpenAIRelay:
         self.complete = self.started = True
         held, self._held = self._held, b""
         return held + out + DONE
-
-    def interrupted(self, message: str) -> bytes:
-        """The error event for a transport that broke."""
-        if self.complete or (self.failure is not None and self.started):
-            return b""
-        if self.failure is None:
-            self.failure = ProviderError(FailureClass.RESET, message)
-        self.started = True
-        return interruption(message)
 
     def _plain(self, block: bytes) -> bytes | None:
         """The block if every event in it is plain and sound, else None and nothing is noted."""
@@ -134,7 +116,7 @@ class OpenAIRelay:
         out = bytearray()
         for event in events:
             out += self._payload(event.data)
-            if self.complete or self.failure is not None:
+            if self._over():
                 break
         return bytes(out)
 
@@ -185,13 +167,6 @@ class OpenAIRelay:
         self.started = bool(out)
         return out
 
-    def _fail(self, failure: ProviderError) -> bytes:
-        self.failure = failure
-        if not self.started:
-            return b""
-        code = "upstream_interrupted" if failure.kind == FailureClass.RESET else failure.kind
-        return error_event(failure.message, "upstream_error", code)
-
     def _wait(self, tail: bytes) -> bytes:
         self._tail = tail
         if len(tail) <= MAX_EVENT:
@@ -207,7 +182,7 @@ class OpenAIRelay:
 
     def _last_words(self) -> bytes:
         """The last event of a server that saves the empty line after it."""
-        if self.failure is not None or self.complete:
+        if self._over():
             return b""
         before = self.malformed
         if self._reader is not None:
