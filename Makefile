@@ -148,6 +148,9 @@ bench-soak: .venv/.run  ## is anything left over after 500,000 requests? SOAK="-
 bench-profile: .venv/.run  ## where one request's microseconds go; PROFILE="--stream --budgeted"
 	@$(PY) bench/profile.py $(PROFILE)
 
+bench-instructions: .venv/.run  ## machine instructions of one request, by valgrind; COUNT="--stream --top 40"
+	@$(PY) bench/instructions.py $(COUNT)
+
 bench-check: .venv/.run  ## fail when a ratio falls below 80 % of bench/recorded.json
 	@$(PY) bench/check.py
 
@@ -177,7 +180,7 @@ clean:  ## remove what was built, and the tools' caches; .venv stays
 
 .PHONY: help run install uninstall build _build-container _build-native start stop restart status \
   logs package _write-env test test-real check fix bench bench-money bench-watch bench-soak \
-  bench-profile bench-check bench-routing lock docs prices clean FORCE
+  bench-profile bench-instructions bench-check bench-routing lock docs prices clean FORCE
 
 
 # A clone that was moved gets a new environment: programs in .venv carry its absolute path.

@@ -131,7 +131,9 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
 class Hub:
     """The gateway with everything on: budget, routing over 20 models, log, events, metrics."""
 
+    launcher: tuple[str, ...] = ()  # what the interpreter runs in
     program: tuple[str | Path, ...] = ("-m", "tokenhub")
+    patience_s = 15.0
     kept: tuple[str, ...] = ("PATH", "LANG")  # of our own environment
 
     def __init__(
@@ -154,12 +156,12 @@ class Hub:
             subprocess.run([sys.executable, HERE / "seed.py", self.data, *seed], check=True)
         self.started = time.monotonic()
         self.process = Process(
-            [sys.executable, *self.program],
+            [*self.launcher, sys.executable, *self.program],
             core=GATEWAY_CORE,
             log=folder / f"hub-{self.port}.log",
             environment=self._environment(trust),
         )
-        wait_for_port(self.process, self.port)
+        wait_for_port(self.process, self.port, self.patience_s)
         self._set_up(base_url)
         self.notes: list[str] = []
         if subscribed and not self._subscribe():
