@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
     from tokenhub.gateway.lanes import Lane, Lanes
     from tokenhub.providers.adapter import StreamRelay
     from tokenhub.providers.upstream import Answer as Upstream
-    from tokenhub.providers.upstream import UpstreamRequest
     from tokenhub.routing.retry import Failover, Try
+
+    Headers = tuple[tuple[bytes, bytes], ...]
 
 EVENT_STREAM = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -127,7 +129,13 @@ class Attempt:
             self._hold = hold
             hold.note(sent=True)
             try:
-                answer = await self._send(request, self._limits(timeouts))
+                asked = self._clock.monotonic()
+                try:
+                    answer = await lane.upstream.send(
+                        lane.origin, request, self._limits(timeouts), stream=chat.stream
+                    )
+                finally:
+                    call.upstream_s += self._clock.monotonic() - asked
                 if answer.status != 200:
                     body = await answer.read()
                     raise lane.adapter.failure(answer.status, answer.headers, body)
@@ -142,15 +150,6 @@ class Attempt:
             except ProviderError as error:
                 _refund(error, hold)
                 raise
-
-    async def _send(self, request: UpstreamRequest, timeouts: Timeouts) -> Upstream:
-        lane, asked = self._lane, self._clock.monotonic()
-        try:
-            return await lane.upstream.send(
-                lane.origin, request, timeouts, stream=self._chat.stream
-            )
-        finally:
-            self._call.upstream_s += self._clock.monotonic() - asked
 
     def _limits(self, timeouts: Timeouts) -> Timeouts:
         step = self._step
@@ -197,23 +196,29 @@ class Attempt:
         self._plan.first_token(self._step)
         self._call.streamed = True
         self._call.ttft_ms = self._step.ttft_ms
-        return self._call.request.open_stream(200, [*EVENT_STREAM, *self._headers()])
+        return self._call.request.open_stream(200, (*EVENT_STREAM, *self._headers()))
 
-    def _headers(self) -> list[tuple[bytes, bytes]]:
-        candidate = self._step.candidate
-        decision = self._call.decision
+    def _headers(self) -> Headers:
+        candidate, decision = self._step.candidate, self._call.decision
         assert decision is not None
-        headers = [
-            (b"x-tokenhub-model", candidate.model_id.encode()),
-            (b"x-tokenhub-provider", candidate.provider_id.encode()),
-            (b"x-tokenhub-reason", decision.reason.encode()),
-            (ATTEMPTS, b"%d" % self._call.tries),
-            *self._lane.adapter.notes(self._chat, self._lane.target),
-        ]
+        model_id, provider_id = candidate.model_id, candidate.provider_id
+        headers = _who_answered(model_id, provider_id, decision.reason, self._call.tries)
+        if notes := self._lane.adapter.notes(self._chat, self._lane.target):
+            headers = (*headers, *notes)
         if decision.alias:
             # Its name is free text, and a header is not.
-            headers.append((b"x-alias-from", quote(decision.alias, safe=_PLAIN).encode()))
+            headers = (*headers, (b"x-alias-from", quote(decision.alias, safe=_PLAIN).encode()))
         return headers
+
+
+@lru_cache(maxsize=4096)  # the same few for all answers
+def _who_answered(model_id: str, provider_id: str, reason: str, tries: int) -> Headers:
+    return (
+        (b"x-tokenhub-model", model_id.encode()),
+        (b"x-tokenhub-provider", provider_id.encode()),
+        (b"x-tokenhub-reason", reason.encode()),
+        (ATTEMPTS, b"%d" % tries),
+    )
 
 
 def _so_far(wire: StreamRelay) -> Usage | None:

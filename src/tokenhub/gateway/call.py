@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -10,7 +11,7 @@ import msgspec
 from tokenhub.core.errors import FailureClass, HubError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from tokenhub.access.keys import Grant
     from tokenhub.core.chat import ChatRequest, Usage
@@ -64,7 +65,7 @@ class Answer(msgspec.Struct, frozen=True):
     """A whole answer for the client, status 200."""
 
     body: bytes
-    headers: list[tuple[bytes, bytes]]
+    headers: Sequence[tuple[bytes, bytes]]
 
 
 class Call:

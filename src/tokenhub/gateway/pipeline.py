@@ -24,7 +24,7 @@ from tokenhub.gateway.features import features_of
 from tokenhub.gateway.hedge import race
 from tokenhub.gateway.intent import chat_intent
 from tokenhub.gateway.native import native_intent
-from tokenhub.routing.retry import Stop, Try, Wait
+from tokenhub.routing.retry import Try, Wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
@@ -88,30 +88,33 @@ class Pipeline:
         self._hedging = hedging
         self._observers = tuple(observers)
 
-    async def chat(self, request: ClientRequest, grant: Grant) -> Answer | None:
+    def chat(self, request: ClientRequest, grant: Grant) -> Coroutine[Any, Any, Answer | None]:
         """Answer a request in OpenAI's dialect: whole, or None when the answer was streamed.
 
         Raises:
             HubError: what the client gets instead.
         """
-        return await self._answer(Call(request, grant, CHAT, *self._now()), chat_intent)
+        return self._answer(request, grant, CHAT, chat_intent)
 
-    async def native(self, request: ClientRequest, grant: Grant) -> Answer | None:
+    def native(self, request: ClientRequest, grant: Grant) -> Coroutine[Any, Any, Answer | None]:
         """Answer a request in our own envelope.
 
         Raises:
             HubError: what the client gets instead.
         """
-        call = Call(request, grant, NATIVE, *self._now())
-        return await self._answer(call, lambda body: native_intent(body, grant))
+        return self._answer(request, grant, NATIVE, lambda body: native_intent(body, grant))
 
-    def _now(self) -> tuple[int, float]:
-        return self._clock.now_ms(), self._clock.monotonic()
-
-    async def _answer(self, call: Call, read: Callable[[bytes], Intent]) -> Answer | None:
+    async def _answer(
+        self,
+        request: ClientRequest,
+        grant: Grant,
+        endpoint: str,
+        read: Callable[[bytes], Intent],
+    ) -> Answer | None:
+        call = Call(request, grant, endpoint, self._clock.now_ms(), self._clock.monotonic())
         try:
-            with self._limits.admit(call.grant):
-                intent = read(call.request.body)
+            with self._limits.admit(grant):
+                intent = read(request.body)
                 chat = call.chat = intent.chat
                 size = measure_chat(chat)
                 decision = call.decision = self._decide(call, intent, size)
@@ -157,17 +160,17 @@ class Pipeline:
         )
         call.attempts = plan.attempts
         while True:
-            match plan.next():
-                case Try() as step:
-                    attempt = Attempt(self._clock, call, chat, size, plan, step, self._lanes)
-                    try:
-                        return await self._make(attempt)
-                    except ProviderError:
-                        continue  # the plan has been told
-                case Wait(seconds):
-                    await asyncio.sleep(seconds)
-                case Stop(error):
-                    raise error
+            step = plan.next()
+            if isinstance(step, Try):
+                attempt = Attempt(self._clock, call, chat, size, plan, step, self._lanes)
+                try:
+                    return await self._make(attempt)
+                except ProviderError:
+                    continue  # the plan has been told
+            elif isinstance(step, Wait):
+                await asyncio.sleep(step.seconds)
+            else:
+                raise step.error
 
     def _make(self, attempt: Attempt) -> Coroutine[Any, Any, Answer | None]:
         if self._hedging is None:
