@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
+from zlib import crc32
 
 import msgspec
 
 from tokenhub.core.decision import Decision, Evidence, Mode
 from tokenhub.core.errors import HubError, InvalidRequest, NotFound
-from tokenhub.routing.decide import decide
+from tokenhub.routing.decide import decide, draw_of
 from tokenhub.routing.health import Health
 from tokenhub.routing.retry import FIRST_TOKEN_S, Failover, RetryBudget
 from tokenhub.routing.rewards import QUALITY_SHARE, reward_of
@@ -77,7 +77,7 @@ class Router:
         self._looks: dict[str, tuple[Evidence, Shortlists]] = {}
         self._look_ends = 0.0
         self._look_at = (-1, NOTHING)
-        self._seed = b"%d|" % seed
+        self._seed = int(draw_of(seed) * (1 << SEED_BITS))
         self._log = log
         self._turns: dict[str, int] = {}
         self._answers: OrderedDict[str, _Answer] = OrderedDict()
@@ -241,10 +241,12 @@ class Router:
         self._turns = dict(state["turns"])
 
     def seed_of(self, request_id: str) -> int:
-        """The seed of a request."""
+        """The seed of a request.
+
+        A checksum is enough: ``draw_of`` mixes the bits, and ids are not the client's to choose.
+        """
         name = request_id or str(next(self._unnamed))
-        digest = blake2b(self._seed + name.encode("utf-8", "surrogatepass"), digest_size=6)
-        return int.from_bytes(digest.digest())
+        return self._seed ^ crc32(name.encode("utf-8", "surrogatepass"))
 
     def _turn(self, name: str) -> int:
         return self._turns.get(name.strip(), 0) if self._turns else 0
