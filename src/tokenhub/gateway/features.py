@@ -1,8 +1,8 @@
 """Cheap numbers about a prompt, recorded with a routed decision for later offline evaluation.
 
 Prompts are not stored, so what a future policy may want to learn from must be taken down now:
-shares and counts over the first bytes of the conversation, in C, some five microseconds in all.
-No text can be read back from them.
+counts over the first bytes of the conversation, in C, some two microseconds in all. No text can
+be read back from them.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tokenhub.core.chat import ChatRequest
 
-VERSION = 1
-LOOKED_AT = 4096  # bytes
+VERSION = 2
+LOOKED_AT = 2048  # bytes
 
-# Every byte as the class it belongs to, so that one pass finds all classes: counting a single
-# byte value is a memchr.
+# One pass turns every byte that is counted into its class and drops all others, some nine in ten,
+# so that the counting itself has little left to look at.
 _CLASSES = bytes(
     0x80 if byte > 127
     else ord("0") if chr(byte) in string.digits
@@ -26,32 +26,35 @@ _CLASSES = bytes(
     else byte
     for byte in range(256)
 )  # fmt: skip
+_DROPPED = bytes(byte for byte in range(128) if _CLASSES[byte] not in b"0A?{=`\\")
 
 
 def features_of(chat: ChatRequest) -> dict[str, float]:
     """Numbers by name; ``version`` says which set this is.
 
-    ``bytes`` is the whole conversation; shares are of its first 4096 bytes. ``tool_set`` is a
-    checksum that tells one set of tools from another.
+    ``bytes`` is the whole conversation, the counts are of its first 2048 bytes. ``tool_set`` is a
+    checksum that tells one set of tools from another. In version 1 ``digits``, ``upper`` and
+    ``non_ascii`` were shares, and it looked at 4096 bytes.
     """
-    raw = memoryview(chat.members["messages"])
+    members = chat.members
+    raw = memoryview(members["messages"])
     text = bytes(raw[:LOOKED_AT])
-    size = len(text)
-    classes = text.translate(_CLASSES)
-    tools = bytes(chat.members["tools"]) if "tools" in chat.members else b""
+    left = text.translate(_CLASSES, _DROPPED)
+    tools = bytes(members["tools"]) if "tools" in members else b""
+    count = left.count
     return {
         "version": VERSION,
         "bytes": len(raw),
         "messages": text.count(b'"role"'),
-        "digits": classes.count(b"0") / size,
-        "upper": classes.count(b"A") / size,
-        "non_ascii": classes.count(b"\x80") / size,
-        "lines": text.count(b"\\n"),
-        "questions": text.count(b"?"),
-        "code": text.count(b"```"),
-        "braces": text.count(b"{"),
-        "equations": text.count(b"="),
-        "tools": tools.count(b'"name"'),
+        "digits": count(b"0"),
+        "upper": count(b"A"),
+        "non_ascii": count(b"\x80"),
+        "lines": text.count(b"\\n") if b"\\" in left else 0,
+        "questions": count(b"?"),
+        "code": text.count(b"```") if b"`" in left else 0,
+        "braces": count(b"{"),
+        "equations": count(b"="),
+        "tools": tools.count(b'"name"') if tools else 0,
         "tool_set": zlib.crc32(tools) if tools else 0,
-        "json": float("response_format" in chat.members),
+        "json": 1 if "response_format" in members else 0,
     }

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import string
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,7 +38,24 @@ def test_conversations_and_tools():
 
 
 @given(st.text(max_size=3 * LOOKED_AT))
-def test_shares_are_shares_whatever_the_text(text):
-    found = features(text)
-    assert all(0 <= found[name] <= 1 for name in ("digits", "upper", "non_ascii"))
-    assert found["bytes"] > 0
+def test_they_are_what_counting_one_by_one_finds(text):
+    raw = json.dumps([{"role": "user", "content": text}], ensure_ascii=False).encode()
+    chat = parse_chat(b'{"model": "auto", "messages": ' + raw + b"}")
+    looked = raw[:LOOKED_AT]
+    expected = {
+        "version": 2,
+        "bytes": len(raw),
+        "messages": looked.count(b'"role"'),
+        "digits": sum(byte in b"0123456789" for byte in looked),
+        "upper": sum(byte in string.ascii_uppercase.encode() for byte in looked),
+        "non_ascii": sum(byte > 127 for byte in looked),
+        "lines": looked.count(b"\\n"),
+        "questions": looked.count(b"?"),
+        "code": looked.count(b"```"),
+        "braces": looked.count(b"{"),
+        "equations": looked.count(b"="),
+        "tools": 0,
+        "tool_set": 0,
+        "json": 0,
+    }
+    assert features_of(chat) == expected
