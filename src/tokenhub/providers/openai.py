@@ -12,7 +12,7 @@ import msgspec
 
 from tokenhub.providers.adapter import USER_AGENT, Reply, Target, base_path
 from tokenhub.providers.failures import classify, classify_event, garbage
-from tokenhub.providers.openai_events import read_usage
+from tokenhub.providers.openai_events import UsageObject
 from tokenhub.providers.openai_stream import OpenAIRelay
 from tokenhub.providers.upstream import UpstreamRequest
 
@@ -44,7 +44,7 @@ class _Choice(msgspec.Struct):
 
 class _Answer(msgspec.Struct):
     choices: list[_Choice] | None = None
-    usage: dict[str, Any] | None = None
+    usage: UsageObject | None = None
     model: str | None = None
     error: Any = None
     service_tier: Any = None
@@ -101,13 +101,17 @@ class OpenAIAdapter:
             raise classify_event(body)
         if not answer.choices:
             raise garbage("answered without `choices`")
-        first = answer.choices[0]
+        said = answer.usage
+        if said is None or said.says_nothing():
+            usage, size = None, _content_bytes(answer.choices)
+        else:
+            usage, size = said.tokens(answer.service_tier), 0
         return Reply(
             body=body,
-            usage=read_usage(answer.usage, answer.service_tier) if answer.usage else None,
-            finish_reason=first.finish_reason,
+            usage=usage,
+            finish_reason=answer.choices[0].finish_reason,
             model=answer.model or "",
-            content_bytes=0 if answer.usage else _content_bytes(answer.choices),
+            content_bytes=size,
         )
 
     def relay(self, chat: ChatRequest, target: Target) -> OpenAIRelay:

@@ -38,11 +38,70 @@ class Choice(msgspec.Struct):
     finish_reason: str | None = None
 
 
+_STANDARD = frozenset({"default", "auto", "standard"})
+_MOST = 10**15  # tokens; more is senseless
+
+
+class UsageObject(msgspec.Struct):
+    """OpenAI's ``usage``. Any value may be anything: what is senseless counts as 0."""
+
+    prompt_tokens: Any = None
+    completion_tokens: Any = None
+    total_tokens: Any = None
+    prompt_tokens_details: Any = None
+    completion_tokens_details: Any = None
+    prompt_cache_hit_tokens: Any = None
+
+    @classmethod
+    def of(cls, raw: dict[str, Any]) -> UsageObject:
+        """From the decoded object."""
+        return cls(*map(raw.get, cls.__struct_fields__))
+
+    def says_nothing(self) -> bool:
+        """Whether it has none of the members we know."""
+        return self.prompt_tokens is None and self.completion_tokens is None and self == _SILENT
+
+    def tokens(self, tier: Any = None) -> Usage:
+        """Tokens by kind; what is missing counts as 0.
+
+        ``tier`` is the ``service_tier`` beside it.
+        """
+        prompt, completion = _count(self.prompt_tokens), _count(self.completion_tokens)
+        usage = Usage(prompt=prompt, completion=completion)
+        if tier is not None and isinstance(tier, str) and tier not in _STANDARD:
+            usage.tier = tier
+        if self.completion_tokens_details is not None:
+            self._read_completion(_object(self.completion_tokens_details), usage)
+        if self.prompt_tokens_details is not None or self.prompt_cache_hit_tokens is not None:
+            self._read_prompt(_object(self.prompt_tokens_details), usage)
+        return usage
+
+    def _read_completion(self, details: dict[str, Any], usage: Usage) -> None:
+        reasoning = _count(details.get("reasoning_tokens"))
+        # Some providers report reasoning beside the completion; their total gives them away.
+        if reasoning and _count(self.total_tokens) == usage.total + reasoning:
+            usage.completion += reasoning
+        usage.reasoning = min(reasoning, usage.completion)
+        usage.audio_out = _count(details.get("audio_tokens"))
+        usage.image_out = _count(details.get("image_tokens"))
+
+    def _read_prompt(self, details: dict[str, Any], usage: Usage) -> None:
+        cached = _count(details.get("cached_tokens", self.prompt_cache_hit_tokens))
+        usage.cached_read = cached = min(cached, usage.prompt)
+        written = _count(details.get("cache_write_tokens"))
+        usage.cached_write = min(written, usage.prompt - cached)
+        usage.audio_in = _count(details.get("audio_tokens"))
+        usage.image_in = _count(details.get("image_tokens"))
+
+
+_SILENT = UsageObject()
+
+
 class Event(msgspec.Struct):
     """A chunk, or an error in its place."""
 
     choices: list[Choice] | None = None
-    usage: dict[str, Any] | None = None
+    usage: UsageObject | None = None
     error: Any = None
     service_tier: Any = None
     kind: Any = msgspec.field(default=None, name="object")
@@ -53,37 +112,8 @@ class Event(msgspec.Struct):
         return bool(self.error) or (self.kind == "error" and self.choices is None)
 
 
-_STANDARD = frozenset({"default", "auto", "standard"})
 _event = msgspec.json.Decoder(Event)
 decode_lines = _event.decode_lines
-
-
-def read_usage(raw: dict[str, Any], tier: Any = None) -> Usage:
-    """Tokens by kind of an OpenAI usage object; what is missing or senseless counts as 0.
-
-    ``tier`` is the ``service_tier`` beside it.
-    """
-    prompt_details = _object(raw.get("prompt_tokens_details"))
-    completion_details = _object(raw.get("completion_tokens_details"))
-    prompt, completion = _count(raw.get("prompt_tokens")), _count(raw.get("completion_tokens"))
-    reasoning = _count(completion_details.get("reasoning_tokens"))
-    # Some providers report reasoning beside the completion; their total gives them away.
-    if reasoning and _count(raw.get("total_tokens")) == prompt + completion + reasoning:
-        completion += reasoning
-    cached = _count(prompt_details.get("cached_tokens", raw.get("prompt_cache_hit_tokens")))
-    cached = min(cached, prompt)
-    return Usage(
-        prompt=prompt,
-        completion=completion,
-        cached_read=cached,
-        cached_write=min(_count(prompt_details.get("cache_write_tokens")), prompt - cached),
-        reasoning=min(reasoning, completion),
-        audio_in=_count(prompt_details.get("audio_tokens")),
-        audio_out=_count(completion_details.get("audio_tokens")),
-        image_in=_count(prompt_details.get("image_tokens")),
-        image_out=_count(completion_details.get("image_tokens")),
-        tier=tier if isinstance(tier, str) and tier not in _STANDARD else "",
-    )
 
 
 def _object(value: Any) -> dict[str, Any]:
@@ -91,9 +121,10 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return 0
-    return int(value) if 0 < value < 1e15 else 0
+    kind = type(value)  # true and false are no numbers here
+    if kind is int or kind is float:
+        return int(value) if 0 < value < _MOST else 0
+    return 0
 
 
 def said(choice: Choice) -> int:
@@ -137,7 +168,7 @@ def read_event(payload: bytes) -> Event | None:
     usage = value.get("usage")
     return Event(
         choices=_choices(value.get("choices")),
-        usage=usage if isinstance(usage, dict) else None,
+        usage=UsageObject.of(usage) if isinstance(usage, dict) else None,
         error=value.get("error"),
         kind=value.get("object"),
         service_tier=value.get("service_tier"),

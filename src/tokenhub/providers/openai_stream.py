@@ -15,7 +15,7 @@ import msgspec
 from tokenhub.core.errors import FailureClass, ProviderError
 from tokenhub.providers.adapter import DONE, MAX_EVENT, StreamRelay
 from tokenhub.providers.failures import classify_event, garbage
-from tokenhub.providers.openai_events import decode_lines, read_event, read_usage, said
+from tokenhub.providers.openai_events import decode_lines, read_event, said
 from tokenhub.providers.sse import EventReader, EventTooLarge
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class OpenAIRelay(StreamRelay):
     def _note(self, event: Event) -> bool:
         """Take down what the event says; False when the client must not see it."""
         if event.usage is not None:
-            self.usage = read_usage(event.usage, event.service_tier)
+            self.usage = event.usage.tokens(event.service_tier)
         if not event.choices:
             return self._show_usage or event.usage is None
         for choice in event.choices:

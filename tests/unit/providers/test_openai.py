@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenhub.core.catalog import Model, Provider
-from tokenhub.core.chat import parse_chat
+from tokenhub.core.chat import Usage, parse_chat
 from tokenhub.core.clock import SystemClock
 from tokenhub.core.errors import FailureClass, ProviderError
 from tokenhub.providers import adapters
 from tokenhub.providers.adapter import DONE, Target
-from tokenhub.providers.openai_events import read_usage
+from tokenhub.providers.openai_events import UsageObject
 from tokenhub.providers.openai_stream import OpenAIRelay
 
 ADAPTERS = adapters(SystemClock())
@@ -163,8 +163,26 @@ def test_what_is_no_answer_is_a_failure(raw, kind):
     assert caught.value.kind == kind
 
 
+@pytest.mark.parametrize("usage", [None, {}, {"unknown": 1}, {"prompt_tokens": None}])
+def test_usage_that_says_nothing_is_none(usage):
+    found = reply(answer(usage=usage))
+    assert (found.usage, found.content_bytes) == (None, 3)
+
+
+@pytest.mark.parametrize(
+    "usage", [{"prompt_tokens": 0}, {"total_tokens": 5}, {"completion_tokens": "7"}]
+)
+def test_usage_that_says_too_little_is_usage(usage):
+    found = reply(answer(usage=usage))
+    assert (found.usage, found.content_bytes) == (Usage(), 0)
+
+
+def tokens(usage, tier=None):
+    return UsageObject.of(usage).tokens(tier)
+
+
 def test_usage_by_kind():
-    usage = read_usage(
+    usage = tokens(
         {
             "prompt_tokens": 100,
             "completion_tokens": 50,
@@ -181,13 +199,13 @@ def test_usage_by_kind():
 
 def test_more_cached_than_there_was_is_cut_to_the_prompt():
     details = {"cached_tokens": 60, "cache_write_tokens": 5}
-    usage = read_usage({"prompt_tokens": 50, "prompt_tokens_details": details})
+    usage = tokens({"prompt_tokens": 50, "prompt_tokens_details": details})
     assert (usage.prompt, usage.cached_read, usage.cached_write) == (50, 50, 0)
 
 
 def test_reasoning_beside_the_completion_is_added():
     raw = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 35}
-    usage = read_usage(raw | {"completion_tokens_details": {"reasoning_tokens": 20}})
+    usage = tokens(raw | {"completion_tokens_details": {"reasoning_tokens": 20}})
     assert (usage.completion, usage.reasoning) == (25, 20)
 
 
@@ -201,7 +219,7 @@ def test_reasoning_beside_the_completion_is_added():
     )
 )  # fmt: skip
 def test_senseless_usage_never_becomes_negative_or_too_large(raw):
-    usage = read_usage(raw)
+    usage = tokens(raw)
     assert 0 <= usage.cached_read + usage.cached_write <= usage.prompt
     assert 0 <= usage.reasoning <= usage.completion
 
