@@ -12,7 +12,7 @@ from tokenhub.routing.eligibility import Screen
 from tokenhub.routing.hints import check_mode, read_hint
 from tokenhub.routing.refusal import refusal
 from tokenhub.routing.scoring import Fit, plain, rank
-from tokenhub.routing.shortlist import Ranking, Shortlist, smallest
+from tokenhub.routing.shortlist import Shortlist, kind_of, listed, smallest
 from tokenhub.routing.thompson import bucket_of
 
 if TYPE_CHECKING:
@@ -70,7 +70,11 @@ def decide(
         InvalidRequest: code ``unknown_mode``.
         HubError: nothing may answer; see ``refusal``.
     """
-    ask = Ask(query, rules, evidence, seed, draw_of(seed) if draw is None else draw)
+    if draw is None:
+        draw = draw_of(seed)
+    if shortlists is not None and (known := listed(query, shortlists)) is not None:
+        return known.choose(query, seed, draw)
+    ask = Ask(query, rules, evidence, seed, draw)
     hint = read_hint(query.model, rules, query.models)
     if hint.model is not None:
         return _named(ask, hint.model)
@@ -101,9 +105,11 @@ def _routed(ask: Ask, hinted: str, shortlists: Shortlists | None) -> Decision:
     limits = query.limits.completed(rules.settings.limits)
     free = not limits.max_budget and not limits.max_latency_ms
     if shortlists is not None and mode == Mode.THOMPSON and free:
-        shortlist = _shortlist(ask, limits, shortlists)
-        if shortlist.odds is not None and shortlist.holds(query):
-            return _listed(ask, limits, mode, shortlist)
+        kind = kind_of(query)
+        if kind not in shortlists:
+            found = shortlists[kind] = _shortlist(ask, limits, mode)
+            if found.holds(query):
+                return found.choose(query, ask.seed, ask.draw)
     candidates, filtered, policy = _ranked(ask, limits, mode)
     reason = f"routed-weight-{candidates[0].model.weight}"
     return _decision(ask, candidates, filtered, policy, reason, mode=mode, limits=limits)
@@ -120,29 +126,14 @@ def _ranked(
     return candidates, filtered, policy
 
 
-def _listed(ask: Ask, limits: Limits, mode: str, shortlist: Shortlist) -> Decision:
-    """What ``_ranked`` would choose, found by looking at that model alone."""
-    assert shortlist.odds is not None
-    place = shortlist.odds.index(ask.draw)
-    fit = screen_of(ask, limits).measure(shortlist.models[place])
-    candidates = Ranking(
-        shortlist.odds.candidate(fit, place),
-        len(shortlist.models),
-        lambda: _ranked(ask, limits, mode)[0],
-    )
-    reason = f"routed-weight-{fit.model.weight}"
-    return _decision(ask, candidates, shortlist.filtered, mode, reason, mode=mode, limits=limits)
+def _shortlist(ask: Ask, limits: Limits, mode: str) -> Shortlist:
+    query, rules, evidence = ask.query, ask.rules, ask.evidence
 
+    def complete(query: RouteQuery, draw: float) -> tuple[Candidate, ...]:
+        return _ranked(Ask(query, rules, evidence, 0, draw), limits, mode)[0]
 
-def _shortlist(ask: Ask, limits: Limits, shortlists: Shortlists) -> Shortlist:
-    query = ask.query
-    shape = query.models, query.tools, query.images, limits.min_weight or 0
-    found = shortlists.get(shape)
-    if found is None:
-        screen = screen_of(ask._replace(query=smallest(query)), limits)
-        models = ask.rules.catalog.models.values()
-        found = shortlists[shape] = Shortlist(screen, models, ask.evidence)
-    return found
+    screen = screen_of(ask._replace(query=smallest(query)), limits)
+    return Shortlist(screen, limits, rules, evidence, bucket_of(query.input_tokens), complete)
 
 
 def _named(ask: Ask, model: Model) -> Decision:

@@ -16,7 +16,7 @@ from tokenhub.routing.scoring import Fit
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tokenhub.core.catalog import Model
+    from tokenhub.core.catalog import Model, Prices
     from tokenhub.core.decision import Evidence, Limits, RouteQuery
     from tokenhub.routing.rules import Rules
 
@@ -86,31 +86,16 @@ class Screen:
         evidence = self._evidence
         view = evidence.providers.get(model.provider_id, UNKNOWN_PROVIDER)
         own = evidence.models.get(model.id, UNKNOWN_MODEL)
-        # A whole answer's time says nothing about a stream's first token, nor the other way.
-        if self._query.stream:
-            expected = own.ttft_ms or view.ttft_ms
-        else:
-            expected = own.latency_ms or view.latency_ms
         most, cap = self._bound(model) if self._budget else (None, None)
         return Fit(
             model,
-            self._estimate(model),
+            expected_cost(model.prices, self._query.input_tokens, self._output),
             most,
             cap,
-            expected,
+            expected_ms(model, evidence, stream=self._query.stream),
             own.usual_ms or view.usual_ms,
             view.error_rate,
         )
-
-    def _estimate(self, model: Model) -> int | None:
-        prices = model.prices
-        if prices.input is None:
-            return None
-        tokens = self._query.input_tokens
-        if prices.tiers:
-            prices = at_prompt(prices, tokens)
-        femto = tokens * (prices.input or 0) + self._output * output_price(prices) + prices.request
-        return (femto + FEMTO_PER_NANO // 2) // FEMTO_PER_NANO
 
     def _bound(self, model: Model) -> tuple[int | None, int | None]:
         """The most the request can cost here, and the output limit that keeps it in the budget."""
@@ -161,6 +146,28 @@ class Screen:
         if model.max_output_tokens:
             room = min(room, model.max_output_tokens)
         return self._prompt + room
+
+
+def expected_cost(prices: Prices, tokens: int, output: int) -> int | None:
+    """Nano-dollars that so many prompt and output tokens should cost; None without a price."""
+    if prices.input is None:
+        return None
+    if prices.tiers:
+        prices = at_prompt(prices, tokens)
+    femto = tokens * (prices.input or 0) + output * output_price(prices) + prices.request
+    return (femto + FEMTO_PER_NANO // 2) // FEMTO_PER_NANO
+
+
+def expected_ms(model: Model, evidence: Evidence, *, stream: bool) -> float:
+    """The time an answer should take: to a stream's first token or to the end; 0 = unknown.
+
+    A whole answer's time says nothing about a stream's first token, nor the other way.
+    """
+    view = evidence.providers.get(model.provider_id, UNKNOWN_PROVIDER)
+    own = evidence.models.get(model.id, UNKNOWN_MODEL)
+    if stream:
+        return own.ttft_ms or view.ttft_ms
+    return own.latency_ms or view.latency_ms
 
 
 def _fault(model: Model, reason: str, limit: float | str = "", value: float | str = "") -> Filtered:

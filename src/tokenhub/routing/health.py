@@ -52,6 +52,7 @@ class Health:
 
     Attributes:
         news: rises with everything that no decision may overlook: all but plain answers.
+        due: monotonic time at which time alone changes something; ``tick`` is to be called then.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -63,7 +64,7 @@ class Health:
         self._model_views: dict[str, ModelView] = {}
         self._changed: set[str] = set()
         self._changed_models: set[str] = set()
-        self._next = 0.0
+        self.due = 0.0
         self._turn = 0
         self._on_change: list[OnChange] = []
 
@@ -191,13 +192,13 @@ class Health:
     def tick(self) -> None:
         """Report the changes that time alone has made; the prober calls it every second."""
         now = self._clock.monotonic()
-        if now >= self._next:
+        if now >= self.due:
             self._renew(now)
 
     def views(self) -> tuple[dict[str, ProviderView], dict[str, ModelView]]:
         """Providers and models as a decision reads them; never changed after they are given out."""
         now = self._clock.monotonic()
-        if now >= self._next:
+        if now >= self.due:
             self._renew(now)
         if self._changed:
             fresh = {i: self._view(self._circuits[i], now) for i in self._changed}
@@ -216,12 +217,12 @@ class Health:
         for provider_id, circuit in self._circuits.items():
             self._touch(provider_id, circuit, "time")
         changes = [circuit.next_change(now) for circuit in self._circuits.values()]
-        self._next = min(changes, default=now + BUCKET_S)
+        self.due = min(changes, default=now + BUCKET_S)
 
     def _circuit(self, provider_id: str) -> Circuit:
         if (circuit := self._circuits.get(provider_id)) is None:
             circuit = self._circuits[provider_id] = Circuit()
-            self._next = 0.0
+            self.due = 0.0
         return circuit
 
     def _note(self, circuit: Circuit, now: float, message: str) -> None:
@@ -252,7 +253,7 @@ class Health:
     def _touch(self, provider_id: str, circuit: Circuit, reason: str) -> None:
         now = self._clock.monotonic()
         self._change(provider_id)
-        self._next = min(self._next, circuit.next_change(now))
+        self.due = min(self.due, circuit.next_change(now))
         new = circuit.judged(now)
         if new != (old := circuit.state):
             circuit.state = new

@@ -25,6 +25,7 @@ from tokenhub.routing.health import Health
 from tokenhub.routing.retry import FIRST_TOKEN_S, Failover, RetryBudget
 from tokenhub.routing.rewards import QUALITY_SHARE, reward_of
 from tokenhub.routing.rules import RoutingSettings, Rules
+from tokenhub.routing.shortlist import listed
 from tokenhub.routing.thompson import Bandit, bucket_of
 
 if TYPE_CHECKING:
@@ -74,9 +75,11 @@ class Router:
     ) -> None:
         self._clock = clock
         self._share_s = share_s
-        self._looks: dict[str, tuple[Evidence, Shortlists]] = {}
+        self._shortlists: Shortlists = {}
+        self._evidences: dict[str, Evidence] = {}  # by token bucket
         self._look_ends = 0.0
-        self._look_at = (-1, NOTHING)
+        self._news = -1
+        self._unavailable = NOTHING
         self._seed = int(draw_of(seed) * (1 << SEED_BITS))
         self._log = log
         self._turns: dict[str, int] = {}
@@ -96,7 +99,7 @@ class Router:
     ) -> None:
         """Replace what is configured; the next decision is made under it."""
         self.rules = self.rules.changed(catalog=catalog, aliases=aliases, settings=settings)
-        self._looks = {}
+        self._look_ends = 0.0
         if catalog is not None:
             self.health.retain(catalog.providers, catalog.models)
 
@@ -110,13 +113,32 @@ class Router:
         Raises:
             HubError: nothing may answer, or the name means nothing; see ``decide.decide``.
         """
+        now = self._clock.monotonic()
+        health = self.health
+        if now >= health.due:
+            health.tick()  # what time alone has changed is news too
+        if now >= self._look_ends or health.news != self._news or unavailable != self._unavailable:
+            self._look_ends = now + self._share_s
+            self._news = health.news
+            self._unavailable = unavailable
+            self._shortlists = {}
+            self._evidences = {}
+        seed = self.seed_of(query.request_id)
+        if (known := listed(query, self._shortlists)) is not None:
+            return known.choose(query, seed, draw_of(seed))
+        return self._decide_anew(query, seed)
+
+    def _decide_anew(self, query: RouteQuery, seed: int) -> Decision:
+        """The long way, which leaves a shortlist for the next request of the kind."""
         turn = self._turn(query.model)
-        evidence, shortlists = self._look(query, unavailable)
+        bucket = self._bucket(query)
+        evidence = self._evidences.get(bucket)
+        if evidence is None:
+            evidence = self._evidences[bucket] = self._evidence(bucket, self._unavailable, 0)
         if turn:
             evidence = msgspec.structs.replace(evidence, turn=turn)
-        seed = self.seed_of(query.request_id)
         try:
-            decision = decide(query, self.rules, evidence, seed, shortlists=shortlists)
+            decision = decide(query, self.rules, evidence, seed, shortlists=self._shortlists)
         except HubError as error:
             self._refused(query, evidence, seed, error)
             raise
@@ -250,23 +272,6 @@ class Router:
 
     def _turn(self, name: str) -> int:
         return self._turns.get(name.strip(), 0) if self._turns else 0
-
-    def _look(
-        self, query: RouteQuery, unavailable: Mapping[str, str]
-    ) -> tuple[Evidence, Shortlists]:
-        """The evidence, and what was found under it; shared while it may be."""
-        self.health.tick()  # what time alone has changed is news too
-        now = self._clock.monotonic()
-        at = (self.health.news, unavailable)
-        if now >= self._look_ends or at != self._look_at:
-            self._looks = {}
-            self._look_ends = now + self._share_s
-            self._look_at = at
-        bucket = self._bucket(query)
-        found = self._looks.get(bucket)
-        if found is None:
-            found = self._looks[bucket] = self._evidence(bucket, unavailable, 0), {}
-        return found
 
     def _evidence(self, bucket: str, unavailable: Mapping[str, str], turn: int) -> Evidence:
         providers, models = self.health.views()

@@ -119,8 +119,11 @@ def _by_score(fits: Sequence[Fit], profile: Profile) -> list[Candidate]:
 def _by_reward(fits: Sequence[Fit], evidence: Evidence, draw: float) -> tuple[Candidate, ...]:
     fits = sorted(fits, key=_model_id)
     odds = Odds([fit.model.id for fit in fits], evidence)
-    chosen = odds.index(draw)
-    candidates = [odds.candidate(fit, place) for place, fit in enumerate(fits)]
+    chosen = step_index(odds.steps, draw)
+    candidates = [
+        odds.candidate(place, fit.model, fit.cost, fit.expected_ms, fit.bound, fit.output_cap)
+        for place, fit in enumerate(fits)
+    ]
     rest = candidates[:chosen] + candidates[chosen + 1 :]
     rest.sort(key=_score_then_id)
     return (candidates[chosen], *rest)
@@ -131,30 +134,37 @@ class Odds:
 
     It depends on the arms alone, not on the request, so many requests can share it. The models
     stand in the order of their ids, which is the same when a decision is made again.
+
+    Attributes:
+        steps: the distribution function, for ``step_index``.
     """
 
-    __slots__ = ("_arms", "_chances", "_steps")
+    __slots__ = ("_arms", "_chances", "steps")
 
     def __init__(self, model_ids: Sequence[str], evidence: Evidence) -> None:
         self._arms = [evidence.arms.get(model_id, PRIOR) for model_id in model_ids]
-        self._chances = propensities(self._arms)
-        self._steps = steps_of(self._chances)
+        self._chances = propensities(self._arms) if self._arms else []
+        self.steps = steps_of(self._chances)
 
-    def index(self, draw: float) -> int:
-        """The place of the model that a number in [0, 1) chooses."""
-        return step_index(self._steps, draw)
-
-    def candidate(self, fit: Fit, place: int) -> Candidate:
-        """The model at a place as a candidate."""
+    def candidate(
+        self,
+        place: int,
+        model: Model,
+        cost: int | None,
+        expected_ms: float,
+        bound: int | None = None,
+        output_cap: int | None = None,
+    ) -> Candidate:
+        """The model at a place as a candidate; its other figures are those of ``Fit``."""
         mean, sd = self._arms[place]
         return Candidate(
-            model=fit.model,
+            model=model,
             score=-mean,
             terms={"reward": -mean},
-            cost=fit.cost,
-            bound=fit.bound,
-            output_cap=fit.output_cap,
-            expected_ms=fit.expected_ms,
+            cost=cost,
+            bound=bound,
+            output_cap=output_cap,
+            expected_ms=expected_ms,
             propensity=self._chances[place],
             mean=mean,
             sd=sd,

@@ -8,26 +8,29 @@ same with and without shortlists; a property test holds it to that.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, overload
 
 import msgspec
 
-from tokenhub.core.decision import DEFAULT_OUTPUT_TOKENS, Candidate
-from tokenhub.routing.eligibility import MARGIN, UNLIMITED
+from tokenhub.core.decision import DEFAULT_OUTPUT_TOKENS, Candidate, Decision, Limits, Mode
+from tokenhub.routing.eligibility import MARGIN, UNLIMITED, expected_cost, expected_ms
 from tokenhub.routing.scoring import Fit, Odds
+from tokenhub.routing.thompson import bucket_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from tokenhub.core.catalog import Model
     from tokenhub.core.decision import Evidence, Filtered, RouteQuery
     from tokenhub.routing.eligibility import Screen
+    from tokenhub.routing.rules import Rules
 
-Shape = tuple[tuple[str, ...], bool, bool, int]
-Shortlists = dict[Shape, "Shortlist"]
-"""Those found so far under one set of rules and one evidence."""
+Kind = tuple[str, str, str, str, tuple[str, ...], bool, bool, Limits]
+Shortlists = dict[Kind, "Shortlist"]
+"""Those found so far under one set of rules and one look at the evidence."""
 
 # Rules that screening tries before it looks at the window.
 _BEFORE_WINDOW = frozenset((
@@ -35,26 +38,54 @@ _BEFORE_WINDOW = frozenset((
     "weight_below_minimum",
 ))  # fmt: skip
 
-
 _ID = attrgetter("id")
+_THOMPSON = Mode.THOMPSON.value  # reading a member of an enumeration is a call
+
+
+def kind_of(query: RouteQuery) -> Kind:
+    """All that screening and the choice of a mode read of a request, but its sizes."""
+    return (
+        query.model, bucket_of(query.input_tokens), query.mode, query.key_mode, query.models,
+        query.tools, query.images, query.limits,
+    )  # fmt: skip
+
+
+def listed(query: RouteQuery, shortlists: Shortlists) -> Shortlist | None:
+    """The shortlist that a request can be decided by, if there is one."""
+    found = shortlists.get(kind_of(query))
+    return found if found is not None and found.holds(query) else None
 
 
 class Shortlist:
-    """The models that may answer any small request of one shape, and the odds over them.
+    """The models that may answer any small request of one kind, and the odds over them.
 
     Args:
-        screen: for the smallest request of the shape, see ``smallest``.
-        models: all there are.
-        evidence: for the arms.
+        screen: for the smallest request of the kind, see ``smallest``.
+        limits: those in force.
+        rules: for all the models there are.
+        evidence: for times and arms.
+        bucket: the token bucket of the kind.
+        complete: finds all candidates of a request by the long way, from it and its draw.
     """
 
-    __slots__ = ("_narrowest", "filtered", "models", "odds")
+    __slots__ = (
+        "_bucket", "_complete", "_evidence", "_filtered", "_limits", "_narrowest", "_odds",
+        "_rules", "_seats", "_steps", "models",
+    )  # fmt: skip
 
-    def __init__(self, screen: Screen, models: Iterable[Model], evidence: Evidence) -> None:
+    def __init__(
+        self,
+        screen: Screen,
+        limits: Limits,
+        rules: Rules,
+        evidence: Evidence,
+        bucket: str,
+        complete: Callable[[RouteQuery, float], tuple[Candidate, ...]],
+    ) -> None:
         self.models: list[Model] = []
         filtered: list[Filtered] = []
         self._narrowest = UNLIMITED
-        for model in models:
+        for model in rules.catalog.models.values():
             verdict = screen.judge(model)
             if isinstance(verdict, Fit):
                 self.models.append(model)
@@ -64,17 +95,66 @@ class Shortlist:
                     continue
             self._narrowest = min(self._narrowest, model.max_context_tokens or UNLIMITED)
         self.models.sort(key=_ID)
-        self.filtered = tuple(filtered)
-        self.odds = Odds([model.id for model in self.models], evidence) if self.models else None
+        if not self.models:
+            self._narrowest = -1
+        self._filtered = tuple(filtered)
+        self._limits = limits
+        self._rules = rules.digest
+        self._evidence = evidence
+        self._bucket = bucket
+        self._complete = complete
+        self._odds = Odds([model.id for model in self.models], evidence)
+        self._steps = self._odds.steps
+        self._seats: list[_Seat | None] = [None] * len(self.models)
 
     def holds(self, query: RouteQuery) -> bool:
-        """Whether a request of the shape is small enough for every window looked at."""
+        """Whether a request of the kind is small enough for every window looked at."""
         room = DEFAULT_OUTPUT_TOKENS if query.max_tokens is None else query.max_tokens
         return int(query.input_tokens * MARGIN) + room <= self._narrowest
 
+    def choose(self, query: RouteQuery, seed: int, draw: float) -> Decision:
+        """What the long way would decide for a request that the list holds."""
+        place = bisect_right(self._steps, draw)
+        seat = self._seats[place]
+        if seat is None:
+            seat = self._seats[place] = _Seat(self.models[place], self._evidence)
+        room = DEFAULT_OUTPUT_TOKENS if query.max_tokens is None else query.max_tokens
+        chosen = self._odds.candidate(
+            place,
+            seat.model,
+            expected_cost(seat.model.prices, query.input_tokens, room * query.choices),
+            seat.stream_ms if query.stream else seat.whole_ms,
+        )
+        return Decision(
+            query=query,
+            candidates=Ranking(chosen, len(self.models), query, draw, self._complete),
+            filtered=self._filtered,
+            reason=seat.reason,
+            policy=_THOMPSON,
+            mode=_THOMPSON,
+            limits=self._limits,
+            seed=seed,
+            draw=draw,
+            bucket=self._bucket,
+            rules=self._rules,
+            evidence=self._evidence,
+        )
+
+
+class _Seat:
+    """What all choices of one model under one look have in common."""
+
+    __slots__ = ("model", "reason", "stream_ms", "whole_ms")
+
+    def __init__(self, model: Model, evidence: Evidence) -> None:
+        self.model = model
+        self.reason = f"routed-weight-{model.weight}"
+        self.stream_ms = expected_ms(model, evidence, stream=True)
+        self.whole_ms = expected_ms(model, evidence, stream=False)
+
 
 def smallest(query: RouteQuery) -> RouteQuery:
-    """The request of the same shape that overflows no window."""
+    """The request of the same kind that overflows no window."""
     return msgspec.structs.replace(query, input_tokens=0, size=None, max_tokens=0)
 
 
@@ -84,16 +164,24 @@ class Ranking(Sequence[Candidate]):
     Args:
         chosen: the first.
         count: how many there are.
-        complete: makes all of them, the same one first.
+        query, draw: what was decided.
+        complete: makes all of them from these two, the same one first.
     """
 
-    __slots__ = ("_all", "_chosen", "_complete", "_count")
+    __slots__ = ("_all", "_chosen", "_complete", "_count", "_draw", "_query")
 
     def __init__(
-        self, chosen: Candidate, count: int, complete: Callable[[], tuple[Candidate, ...]]
+        self,
+        chosen: Candidate,
+        count: int,
+        query: RouteQuery,
+        draw: float,
+        complete: Callable[[RouteQuery, float], tuple[Candidate, ...]],
     ) -> None:
         self._chosen = chosen
         self._count = count
+        self._query = query
+        self._draw = draw
         self._complete = complete
         self._all: tuple[Candidate, ...] | None = None
 
@@ -113,5 +201,5 @@ class Ranking(Sequence[Candidate]):
 
     def _made(self) -> tuple[Candidate, ...]:
         if self._all is None:
-            self._all = self._complete()
+            self._all = self._complete(self._query, self._draw)
         return self._all

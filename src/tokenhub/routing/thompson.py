@@ -201,10 +201,10 @@ def draw_index(chances: Sequence[float], draw: float) -> int:
 
 
 def steps_of(chances: Sequence[float]) -> list[float]:
-    """The distribution function at each index, for ``step_index``."""
-    return list(accumulate(chances))
+    """The distribution function at each index but the last, for ``step_index``."""
+    return list(accumulate(chances[:-1]))
 
 
 def step_index(steps: Sequence[float], draw: float) -> int:
     """The index that a number in [0, 1) falls on."""
-    return min(bisect_right(steps, draw), len(steps) - 1)
+    return bisect_right(steps, draw)

@@ -292,12 +292,12 @@ def test_a_named_model_is_certain_and_its_stand_ins_are_not():
     ]
 
 
-@given(queries, worlds(), evidences, SEEDS, st.sampled_from(["", "thompson"]))
-def test_shortlists_change_nothing(asked, ruled, seen, seed, mode):
-    asked = msgspec.structs.replace(asked, mode=mode or asked.mode)
-    plain = decided(asked, ruled, seen, seed)
+@given(st.lists(queries, min_size=2, max_size=5), worlds(), evidences, SEEDS)
+def test_shortlists_change_nothing(several, ruled, seen, seed):
     shortlists = {}
-    for _ in range(2):
+    several = [msgspec.structs.replace(asked, mode="thompson") for asked in several] + several
+    for asked in [*several, *several]:
+        plain = decided(asked, ruled, seen, seed)
         try:
             short = decide(asked, ruled, seen, seed, shortlists=shortlists)
         except HubError:
@@ -307,8 +307,44 @@ def test_shortlists_change_nothing(asked, ruled, seen, seed, mode):
             assert short.chosen == plain.chosen
             assert len(short.candidates) == len(plain.candidates)
             assert tuple(short.candidates) == tuple(plain.candidates)
-            assert (short.filtered, short.reason, short.policy) == (
-                plain.filtered,
-                plain.reason,
-                plain.policy,
-            )
+            assert _all_but_candidates(short) == _all_but_candidates(plain)
+
+
+def _all_but_candidates(decision):
+    return msgspec.structs.replace(decision, candidates=())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"model": "auto:normal"},
+        {"mode": "normal"},
+        {"models": ("a",)},
+        {"tools": True},
+        {"images": True},
+        {"min_weight": 6},
+        {"max_latency_ms": 1},
+        {"max_budget": 1_000},
+        {"input_tokens": 2_000},
+        {"input_tokens": 20_000},
+    ],
+)
+def test_a_shortlist_is_only_used_for_requests_of_its_kind(other):
+    ruled = rules(
+        model("a"),
+        model("b", tools=False, weight=9),
+        model("c", images=False, max_context_tokens=15_000),
+    )
+    seen = Evidence(providers={"p": ProviderView(latency_ms=50.0)})
+    shortlists = {}
+    decide(query(model="auto:thompson"), ruled, seen, 1, shortlists=shortlists)
+    assert shortlists
+    asked = query(**({"model": "auto:thompson"} | other))
+    plain = decided(asked, ruled, seen, 1)
+    if plain is None:
+        with pytest.raises(HubError):
+            decide(asked, ruled, seen, 1, shortlists=shortlists)
+        return
+    short = decide(asked, ruled, seen, 1, shortlists=shortlists)
+    assert tuple(short.candidates) == tuple(plain.candidates)
+    assert _all_but_candidates(short) == _all_but_candidates(plain)
