@@ -10,16 +10,16 @@ import msgspec
 from tokenhub.core.chat import Usage
 
 
-class _Function(msgspec.Struct):
+class _Function(msgspec.Struct, gc=False):
     name: str | None = None
     arguments: str | None = None
 
 
-class _ToolCall(msgspec.Struct):
+class _ToolCall(msgspec.Struct, gc=False):
     function: _Function | None = None
 
 
-class _Delta(msgspec.Struct):
+class _Delta(msgspec.Struct, gc=False):
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
@@ -29,7 +29,7 @@ class _Delta(msgspec.Struct):
     audio: Any = None
 
 
-class Choice(msgspec.Struct):
+class Choice(msgspec.Struct, gc=False):
     """One choice of a chunk; ``text`` stands for a delta of an unforeseen shape."""
 
     index: int = 0
@@ -97,7 +97,7 @@ class UsageObject(msgspec.Struct):
 _SILENT = UsageObject()
 
 
-class Event(msgspec.Struct):
+class Event(msgspec.Struct, gc=False):
     """A chunk, or an error in its place."""
 
     choices: list[Choice] | None = None
@@ -113,7 +113,7 @@ class Event(msgspec.Struct):
 
 
 _event = msgspec.json.Decoder(Event)
-decode_lines = _event.decode_lines
+decode_event = _event.decode
 
 
 def _object(value: Any) -> dict[str, Any]:
@@ -139,10 +139,11 @@ def said(choice: Choice) -> int:
         size += _length(delta.refusal)
     if delta.audio is not None:
         size += len(msgspec.json.encode(delta.audio))
-    calls = [call.function for call in delta.tool_calls] if delta.tool_calls else []
-    for function in (*calls, delta.function_call):
-        if function is not None:
-            size += _length(function.name) + _length(function.arguments)
+    if delta.tool_calls or delta.function_call is not None:
+        calls = [call.function for call in delta.tool_calls or ()]
+        for function in (*calls, delta.function_call):
+            if function is not None:
+                size += _length(function.name) + _length(function.arguments)
     return size
 
 

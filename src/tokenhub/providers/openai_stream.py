@@ -15,16 +15,19 @@ import msgspec
 from tokenhub.core.errors import FailureClass, ProviderError
 from tokenhub.providers.adapter import DONE, MAX_EVENT, StreamRelay
 from tokenhub.providers.failures import classify_event, garbage
-from tokenhub.providers.openai_events import decode_lines, read_event, said
+from tokenhub.providers.openai_events import decode_event, read_event, said
+from tokenhub.providers.openai_pattern import learn
 from tokenhub.providers.sse import EventReader, EventTooLarge
 
 if TYPE_CHECKING:
     from tokenhub.providers.openai_events import Event
+    from tokenhub.providers.openai_pattern import Pattern, Row
 
 _PREFIX = b"data: "
 _BREAK = b"\n\n"
 _JOINT = b"\n\ndata: "
 _LEAD = 16 * 1024  # bytes kept back while no content has come
+_GUESSES = 4  # reads in a row that are searched for a pattern in vain
 
 
 class OpenAIRelay(StreamRelay):
@@ -44,26 +47,28 @@ class OpenAIRelay(StreamRelay):
         self._seen: set[int] = set()
         self._finished: set[int] = set()
         self._reader: EventReader | None = None
+        self._pattern: Pattern | None = None
+        self._guesses = _GUESSES
 
     def feed(self, data: bytes) -> bytes:
         """Whole events of this read, with what was left of the last one in front."""
-        if self._over():
+        if self.complete or self.failure is not None:
             return b""
         if self._reader is not None:
             return self._release(self._one_by_one(self._reader, data))
         if b"\r" in data:
             return self._release(self._switch(data))
         if self._tail:
-            data = self._tail + data
-        end = data.rfind(_BREAK) + 2
-        if end == 1:
-            return self._wait(data)
-        block = data if end == len(data) else data[:end]
-        self._tail = data[end:]
-        out = self._plain(block)
+            data, self._tail = self._tail + data, b""
+        if not data.endswith(_BREAK):
+            end = data.rfind(_BREAK) + 2
+            if end == 1:
+                return self._wait(data)
+            data, self._tail = data[:end], data[end:]
+        out = self._plain(data)
         if out is None:
-            out = self._one_by_one(EventReader(), block)
-        return self._release(out)
+            out = self._one_by_one(EventReader(), data)
+        return out if self.started else self._release(out)
 
     def finish(self) -> bytes:
         """The held-back end: ``[DONE]`` after a complete answer, else the error event."""
@@ -82,27 +87,50 @@ class OpenAIRelay(StreamRelay):
         return held + out + DONE
 
     def _plain(self, block: bytes) -> bytes | None:
-        """The block if every event in it is plain and sound, else None and nothing is noted."""
+        """What to relay if every event is plain and sound, else None and nothing is noted."""
         done = block.endswith(DONE)
         body = block[: -len(DONE)] if done else block
-        if not body:
-            self.complete = done
-            return b""
-        if not body.startswith(_PREFIX) or not body.endswith(_BREAK):
-            return None
-        try:
-            if not body.isascii():
-                body.decode()
-            events = decode_lines(body[len(_PREFIX) :].replace(_JOINT, b"\n"))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return None
-        # Two line ends an event and no more: no second document on a line, no lines to spare.
-        if body.count(b"\n") != 2 * len(events):
-            return None
-        if any(event.error is not None or event.kind == "error" for event in events):
-            return None
-        kept = [self._note(event) for event in events]
+        row = self._row(body)
+        if row is None:
+            events = _read(body)
+            if events is None:
+                return None
+            out = self._kept(body, events)
+        else:
+            start, end, _, size = row
+            before, after = _read(body[:start]), _read(body[end:])
+            if before is None or after is None:
+                return None
+            assert self._pattern is not None
+            self._seen.add(self._pattern.choice)
+            if size:
+                self._live = True
+                self.content_bytes += size
+            out = body
+            if before or after:
+                out = self._kept(body[:start], before) + body[start:end]
+                out += self._kept(body[end:], after)
         self.complete = done
+        return out
+
+    def _row(self, body: bytes) -> Row | None:
+        """The events of this stream's pattern; it is learnt anew when the words become others'."""
+        row = None if self._pattern is None else self._pattern.find(body)
+        if row is None and self._guesses:
+            self._guesses -= 1
+            # Kept when there is nothing to learn: a comment or a tool call came in between.
+            if (pattern := learn(body)) is not None:
+                self._pattern = pattern
+                row = pattern.find(body)
+                if row is None or row.events == 1:
+                    return row
+        if row is not None:
+            self._guesses = _GUESSES
+        return row
+
+    def _kept(self, body: bytes, events: list[Event]) -> bytes:
+        """Take down what sound events say; their bytes, but for those kept from the client."""
+        kept = [self._note(event) for event in events]
         if all(kept):
             return body
         parts = list(compress(body[len(_PREFIX) : -2].split(_JOINT), kept))
@@ -192,3 +220,25 @@ class OpenAIRelay(StreamRelay):
             out = self._release(self._one_by_one(EventReader(), tail + _BREAK))
         self.malformed = before
         return out
+
+
+def _read(body: bytes) -> list[Event] | None:
+    """The events of whole reads that hold plain sound ones and no error, else None."""
+    if not body:
+        return []
+    if not body.startswith(_PREFIX) or not body.endswith(_BREAK):
+        return None
+    payloads = body[len(_PREFIX) : -2].split(_JOINT)
+    # JSON may be broken into lines, an event's data may not.
+    if any(b"\n" in payload for payload in payloads):
+        return None
+    try:
+        if not body.isascii():
+            body.decode()
+        events = [decode_event(payload) for payload in payloads]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    for event in events:
+        if event.error is not None or event.kind == "error":
+            return None
+    return events
