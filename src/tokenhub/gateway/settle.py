@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from tokenhub.core.errors import PaymentRequired
+from tokenhub.telemetry.cell import pair_of
 from tokenhub.telemetry.journal import Entry
 
 if TYPE_CHECKING:
     from tokenhub.core.catalog import Catalog
-    from tokenhub.core.decision import Attempt
+    from tokenhub.core.decision import Attempt, Decision
     from tokenhub.gateway.call import Call
-    from tokenhub.telemetry.events import EventBus
+    from tokenhub.telemetry.events import EventBus, Told
 
 # Where clients name the conversation a request belongs to, first found counts.
 _SESSIONS = (b"x-session-id", b"session-id", b"x-claude-code-session-id", b"x-session-affinity")
@@ -67,19 +69,30 @@ def publish(call: Call, entry: Entry, bus: EventBus) -> None:
     part of the request.
     """
     name, decision = call.grant.name, call.decision
+    if decision is not None and not entry.error_class and len(entry.attempts) == 1:
+        bus.tell(
+            ("decision", _decided, _facts(entry, name, decision)),
+            ("route_success", _succeeded, (entry, name)),
+        )
+        return
+    told: list[Told] = []
     if decision is not None:
-        chosen, count = decision.chosen, len(decision.candidates)
-        facts = (chosen.model_id, chosen.provider_id, decision.policy, count, chosen.propensity)
-        bus.publish("decision", partial(_decided, entry, name, facts))
-    if len(entry.attempts) > 1:
-        for failed in entry.attempts[:-1]:
-            bus.publish("escalation", partial(_escalated, entry, name, failed))
+        told.append(("decision", _decided, _facts(entry, name, decision)))
+    told += [("escalation", _escalated, (entry, name, failed)) for failed in entry.attempts[:-1]]
     if entry.status == PaymentRequired.status:
-        bus.publish("budget", partial(_over_budget, entry, name))
+        told.append(("budget", _over_budget, (entry, name)))
     if entry.error_class:
-        bus.publish("route_error", partial(_failed, entry, name))
+        told.append(("route_error", _failed, (entry, name)))
     else:
-        bus.publish("route_success", partial(_succeeded, entry, name))
+        told.append(("route_success", _succeeded, (entry, name)))
+    bus.tell(*told)
+
+
+def _facts(entry: Entry, name: str, decision: Decision) -> tuple[Any, ...]:
+    chosen = decision.candidates[0]
+    model = chosen.model
+    count = len(decision.candidates)
+    return entry, name, model.id, model.provider_id, decision.policy, count, chosen.propensity
 
 
 def log_call(call: Call) -> None:
@@ -106,22 +119,49 @@ def log_call(call: Call) -> None:
     )
 
 
+class _Decided(msgspec.Struct, gc=False):
+    model_id: str
+    provider_id: str
+    reason: str
+    policy: str
+    candidates: int
+    propensity: float
+    request_id: str
+    api_key_name: str
+    mode: str | msgspec.UnsetType
+
+
+class _Succeeded(msgspec.Struct, gc=False):
+    request_id: str
+    api_key_name: str
+    mode: str | msgspec.UnsetType
+    latency_ms: float
+    model_id: str
+    provider_id: str
+    reason: str
+    cost_usd: float | None
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    ttft_ms: float | None
+
+
+def _decided(
+    entry: Entry, name: str, model: str, provider: str, policy: str, count: int, chance: float
+) -> _Decided:
+    return _Decided(
+        model, provider, entry.reason, policy, count, chance, entry.request_id, name, _mode(entry)
+    )
+
+
+def _mode(entry: Entry) -> str | msgspec.UnsetType:
+    # Without a reason nothing was decided.
+    return entry.mode if entry.reason else msgspec.UNSET
+
+
 def _common(entry: Entry, name: str) -> dict[str, Any]:
     common: dict[str, Any] = {"request_id": entry.request_id, "api_key_name": name}
-    # Without a reason nothing was decided.
     return common | {"mode": entry.mode} if entry.reason else common
-
-
-def _decided(entry: Entry, name: str, facts: tuple[str, str, str, int, float]) -> dict[str, Any]:
-    model_id, provider_id, policy, count, propensity = facts
-    return {
-        "model_id": model_id,
-        "provider_id": provider_id,
-        "reason": entry.reason,
-        "policy": policy,
-        "candidates": count,
-        "propensity": propensity,
-    } | _common(entry, name)
 
 
 def _over_budget(entry: Entry, name: str) -> dict[str, Any]:
@@ -137,29 +177,35 @@ def _escalated(entry: Entry, name: str, failed: Attempt) -> dict[str, Any]:
     } | _common(entry, name)
 
 
-def _ended(entry: Entry, name: str) -> dict[str, Any]:
-    last = entry.attempts[-1] if entry.attempts else None
+def _failed(entry: Entry, name: str) -> dict[str, Any]:
+    model_id, provider_id = pair_of(entry)
     return _common(entry, name) | {
         "latency_ms": round(entry.latency_ms, 3),
-        "model_id": entry.model_id or (last.model_id if last else ""),
-        "provider_id": entry.provider_id or (last.provider_id if last else ""),
+        "model_id": model_id,
+        "provider_id": provider_id,
+        "error_class": entry.error_class,
+        "error_msg": entry.error,
+        "status": entry.status,
     }
 
 
-def _failed(entry: Entry, name: str) -> dict[str, Any]:
-    error = {"error_class": entry.error_class, "error_msg": entry.error, "status": entry.status}
-    return _ended(entry, name) | error
-
-
-def _succeeded(entry: Entry, name: str) -> dict[str, Any]:
-    return _ended(entry, name) | {
-        "reason": entry.reason,
-        "cost_usd": None if entry.cost is None else entry.cost / 1e9,
-        "input_tokens": entry.prompt,
-        "output_tokens": entry.completion,
-        "total_tokens": entry.prompt + entry.completion,
-        "ttft_ms": entry.ttft_ms,
-    }
+def _succeeded(entry: Entry, name: str) -> _Succeeded:
+    model_id, provider_id = pair_of(entry)
+    cost, prompt, completion = entry.cost, entry.prompt, entry.completion
+    return _Succeeded(
+        entry.request_id,
+        name,
+        _mode(entry),
+        round(entry.latency_ms, 3),
+        model_id,
+        provider_id,
+        entry.reason,
+        None if cost is None else cost / 1e9,
+        prompt,
+        completion,
+        prompt + completion,
+        entry.ttft_ms,
+    )
 
 
 def _session(headers: dict[bytes, bytes]) -> str:

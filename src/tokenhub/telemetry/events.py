@@ -63,9 +63,19 @@ BACKLOG = 256
 GATHER_S = 0.02  # a reader is woken this long after the first event it has not seen
 GATHER_MOST = BACKLOG // 2  # ... or with so many
 
-Fields = dict[str, Any] | Callable[[], dict[str, Any]]
+Make = Callable[..., Any]
+"""Makes an event's members, a dict or a Struct, from its facts."""
+
+Told = tuple[str, Make, tuple[Any, ...]]
+"""An event: its kind, make and facts."""
 
 _encode = msgspec.json.Encoder().encode
+# What stands between an event's number and its time.
+_HEADS = {
+    kind: b'\nevent: %b\ndata: {"type":"%b","timestamp":"' % (kind.encode(), kind.encode())
+    for kind in TYPES
+}
+_UNNUMBERED = _HEADS["heartbeat"].removeprefix(b"\n")
 
 
 @lru_cache(maxsize=2)
@@ -73,28 +83,37 @@ def _second(unix: int) -> str:
     return datetime.fromtimestamp(unix, UTC).isoformat().removesuffix("+00:00")
 
 
-class Event:
-    """One event; its fields and JSON are made once, for the first subscriber that wants them."""
+@lru_cache(maxsize=2)
+def _stamp(at_ms: int) -> bytes:
+    return f"{_second(at_ms // 1000)}.{at_ms % 1000:03d}Z".encode()
 
-    __slots__ = ("_fields", "_frame", "at_ms", "number", "type")
 
-    def __init__(self, number: int, kind: str, at_ms: int, fields: Fields) -> None:
-        self.number = number
-        self.type = kind
-        self.at_ms = at_ms
-        self._fields = fields
-        self._frame = b""
+class Event(msgspec.Struct):
+    """One event; its JSON is made once, for the first subscriber that wants it."""
 
-    def frame(self, epoch: str) -> bytes:
+    number: int
+    type: str
+    at_ms: int
+    make: Make
+    facts: tuple[Any, ...]
+    frame: bytes = b""
+
+    def framed(self, prefix: bytes) -> bytes:
         """The event as server-sent event, with id, name and one line of JSON."""
-        if not self._frame:
-            fields = self._fields if isinstance(self._fields, dict) else self._fields()
-            at = f"{_second(self.at_ms // 1000)}.{self.at_ms % 1000:03d}Z"
-            body = _encode({"type": self.type, "timestamp": at, **fields})
-            # A heartbeat is not kept, so it has no id to resume from.
-            name = "" if self.type == "heartbeat" else f"id: {epoch}-{self.number}\n"
-            self._frame = b"%bevent: %b\ndata: %b\n\n" % (name.encode(), self.type.encode(), body)
-        return self._frame
+        body = _encode(self.make(*self.facts))
+        # A heartbeat is not kept, so it has no id to resume from.
+        numbered = self.number != 0
+        self.frame = b"".join((
+            prefix if numbered else b"",
+            b"%d" % self.number if numbered else b"",
+            _HEADS[self.type] if numbered else _UNNUMBERED,
+            _stamp(self.at_ms),
+            b'"' if body == b"{}" else b'",',
+            body[1:],
+            b"\n\n",
+        ))  # fmt: skip
+        self.facts = ()
+        return self.frame
 
 
 class Subscription:
@@ -102,27 +121,23 @@ class Subscription:
 
     def __init__(self, bus: EventBus, types: frozenset[str]) -> None:
         self._bus = bus
-        self._types = types
+        self._types = types and types | {"heartbeat"}
         self._waiting: deque[Event] = deque()
         self._dropped = 0
         self._wake: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self.closed = False
 
-    def offer(self, event: Event) -> None:
-        """Called by the bus."""
-        if self._types and event.type not in self._types and event.type != "heartbeat":
-            return
-        if len(self._waiting) >= BACKLOG:
-            self._waiting.popleft()
+    def offer(self, events: Iterable[Event]) -> None:
+        """Called by the bus, oldest first."""
+        if self._types:
+            events = [event for event in events if event.type in self._types]
+        waiting = self._waiting
+        waiting.extend(events)
+        while len(waiting) > BACKLOG:
+            waiting.popleft()
             self._dropped += 1
-        self._waiting.append(event)
-        if self._wake is None or self._wake.done():
-            return
-        if len(self._waiting) >= GATHER_MOST:
+        if waiting:
             self._stir()
-        elif self._timer is None:
-            self._timer = self._wake.get_loop().call_later(GATHER_S, self._stir)
 
     def missed(self, count: int) -> None:
         """Note events that were gone before this reader came back."""
@@ -130,12 +145,14 @@ class Subscription:
 
     async def take(self) -> bytes | None:
         """All waiting events as frames, waiting for the first; None when the bus has closed."""
+        self._bus.hand_out()
         while not self._waiting and not self._dropped:
             if self.closed:
                 return None
             self._wake = asyncio.get_running_loop().create_future()
             await self._wake
-        frames = [event.frame(self._bus.epoch) for event in self._waiting]
+        prefix = self._bus.prefix
+        frames = [event.frame or event.framed(prefix) for event in self._waiting]
         self._waiting.clear()
         if self._dropped:
             notice = b'event: dropped\ndata: {"type":"dropped","count":%d}\n\n' % self._dropped
@@ -150,9 +167,6 @@ class Subscription:
         self._stir()
 
     def _stir(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
@@ -162,11 +176,14 @@ class EventBus:
 
     def __init__(self, clock: Clock) -> None:
         self.epoch = os.urandom(4).hex()
+        self.prefix = f"id: {self.epoch}-".encode()
         self._clock = clock
         self._ring: deque[Event] = deque(maxlen=RING)
         self._number = 0
         self._subscribers: set[Subscription] = set()
-        self._timer: asyncio.TimerHandle | None = None
+        self._fresh: list[Event] = []  # not handed out yet; empty while nobody listens
+        self._gathering: asyncio.TimerHandle | None = None
+        self._beating: asyncio.TimerHandle | None = None
         self.published: dict[str, int] = dict.fromkeys(TYPES, 0)
 
     @property
@@ -174,20 +191,50 @@ class EventBus:
         """How many listen now."""
         return len(self._subscribers)
 
-    def publish(self, kind: str, fields: Fields) -> None:
-        """Tell everybody. ``kind`` is one of TYPES; ``fields`` are JSON-able and hold no secret.
-
-        Fields that are not cheap to make are given as the function that makes them.
-        """
+    def publish(self, kind: str, fields: dict[str, Any]) -> None:
+        """Tell everybody. ``kind`` is one of TYPES; ``fields`` are JSON-able and hold no secret."""
+        if kind != "heartbeat":
+            self.tell((kind, dict, (fields,)))
+            return
         self.published[kind] += 1
-        if kind == "heartbeat":
-            event = Event(0, kind, self._clock.now_ms(), fields)
-        else:
-            self._number += 1
-            event = Event(self._number, kind, self._clock.now_ms(), fields)
+        if self._subscribers:
+            self._fresh.append(Event(0, kind, self._clock.now_ms(), dict, (fields,)))
+            self._gather()
+
+    def tell(self, *told: Told) -> None:
+        """Tell everybody what happened at one moment.
+
+        Its members, which hold no secret, are made of the facts when somebody reads it.
+        """
+        now = self._clock.now_ms()
+        published, number = self.published, self._number
+        for kind, make, facts in told:
+            published[kind] += 1
+            number += 1
+            event = Event(number, kind, now, make, facts)
             self._ring.append(event)
-        for subscriber in self._subscribers:
-            subscriber.offer(event)
+            if self._subscribers:
+                self._fresh.append(event)
+        self._number = number
+        if self._fresh:
+            self._gather()
+
+    def _gather(self) -> None:
+        if len(self._fresh) >= GATHER_MOST:
+            self.hand_out()
+        elif self._gathering is None:
+            loop = asyncio.get_running_loop()
+            self._gathering = loop.call_later(GATHER_S, self.hand_out)
+
+    def hand_out(self) -> None:
+        """Give every reader what was published since the last time, and wake those who wait."""
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
+        if self._fresh:
+            fresh, self._fresh = self._fresh, []
+            for subscriber in self._subscribers:
+                subscriber.offer(fresh)
 
     def subscribe(self, last_id: str = "", types: Iterable[str] = ()) -> Subscription:
         """Listen from now on, or from just after ``last_id`` as far as the ring reaches.
@@ -195,6 +242,7 @@ class EventBus:
         Events that the ring no longer holds, or that another life of the server published, are
         announced by a ``dropped`` notice (count 0 becomes 1 when the number is not known).
         """
+        self.hand_out()
         subscription = Subscription(self, frozenset(types))
         if last_id:
             self._replay(subscription, last_id)
@@ -210,9 +258,7 @@ class EventBus:
             subscription.missed(1)
         elif after + 1 < oldest:
             subscription.missed(oldest - after - 1)
-        for event in self._ring:
-            if event.number > after:
-                subscription.offer(event)
+        subscription.offer([event for event in self._ring if event.number > after])
 
     def forget(self, subscription: Subscription) -> None:
         """Called by a subscription that closes."""
@@ -220,8 +266,9 @@ class EventBus:
 
     def close(self) -> None:
         """The server shuts down: every reader's stream ends."""
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._beating is not None:
+            self._beating.cancel()
+        self.hand_out()
         for subscription in list(self._subscribers):
             subscription.close()
 
@@ -231,6 +278,6 @@ class EventBus:
 
         def tick() -> None:
             self.publish("heartbeat", {"reason": reason()})
-            self._timer = loop.call_later(every, tick)
+            self._beating = loop.call_later(every, tick)
 
-        self._timer = loop.call_later(every, tick)
+        self._beating = loop.call_later(every, tick)

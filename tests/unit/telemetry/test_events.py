@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from tokenhub.telemetry.events import BACKLOG, RING, EventBus
+from tokenhub.telemetry import events as module
+from tokenhub.telemetry.events import BACKLOG, GATHER_MOST, RING, EventBus
 
 
 @pytest.fixture
@@ -97,3 +98,42 @@ async def test_a_waiting_reader_wakes_and_ends_at_shutdown(bus):
     bus.close()
     assert await waiting is None
     assert bus.subscribers == 0
+
+
+async def test_readers_are_woken_together_and_late_ones_get_nothing_old(bus, monkeypatch):
+    monkeypatch.setattr(module, "GATHER_S", 60.0)
+    early = bus.subscribe()
+    waiting = asyncio.ensure_future(early.take())
+    await asyncio.sleep(0)
+    bus.publish("config", {"n": 0})
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    late = bus.subscribe()
+    for number in range(1, GATHER_MOST):
+        bus.publish("config", {"n": number})
+    bus.close()
+    assert len(frames(await waiting)) == GATHER_MOST
+    assert [data["n"] for _, _, data in frames(await late.take())] == list(range(1, GATHER_MOST))
+
+
+async def test_so_many_events_wake_without_waiting_for_the_clock(bus, monkeypatch):
+    monkeypatch.setattr(module, "GATHER_S", 60.0)
+    waiting = asyncio.ensure_future(bus.subscribe().take())
+    await asyncio.sleep(0)
+    for number in range(GATHER_MOST):
+        bus.publish("config", {"n": number})
+    assert len(frames(await waiting)) == GATHER_MOST
+
+
+async def test_what_is_told_is_made_once_and_only_for_readers(bus):
+    made = []
+
+    def make(*facts):
+        made.append(facts)
+        return {"reason": "x"}
+
+    bus.tell(("config", make, (1, "a")))
+    assert made == []
+    one, two = bus.subscribe(f"{bus.epoch}-0"), bus.subscribe(f"{bus.epoch}-0")
+    assert await one.take() == await two.take()
+    assert made == [(1, "a")]
