@@ -30,6 +30,7 @@ from tokenhub.web.admin.providers import ProviderAdmin
 from tokenhub.web.admin.routing import RoutingAdmin
 from tokenhub.web.admin.series import SeriesAdmin
 from tokenhub.web.admin.server import ServerAdmin
+from tokenhub.web.admin.table import AdminHandlers, admin_routes
 from tokenhub.web.admin.vault import VaultAdmin
 from tokenhub.web.api.chat import ChatApi
 from tokenhub.web.api.health import HealthApi
@@ -68,6 +69,9 @@ def url_table() -> list[Route]:
         "chat": ChatApi,
         "models_api": ModelsApi,
         "health": HealthApi,
+        "metrics": MetricsApi,
+    }
+    admin: dict[str, Any] = {
         "server": ServerAdmin,
         "vault": VaultAdmin,
         "providers": ProviderAdmin,
@@ -78,9 +82,8 @@ def url_table() -> list[Route]:
         "routing": RoutingAdmin,
         "observe": ObserveAdmin,
         "series": SeriesAdmin,
-        "metrics": MetricsApi,
     }
-    return routes(Handlers(**handlers))
+    return routes(Handlers(**handlers)) + admin_routes(AdminHandlers(**admin))
 
 
 def table(headings: Sequence[object], rows: Iterable[Sequence[object]]) -> str:

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenhub import __version__
 from tokenhub.access.admin_token import AdminToken
-from tokenhub.access.bookkeeper import Bookkeeper
 from tokenhub.access.keys import Keys, load_pepper
 from tokenhub.access.ledger import Ledger
 from tokenhub.access.limits import AddressLimiter, KeyLimits
+from tokenhub.core.catalog import secret_name
 from tokenhub.core.clock import SystemClock
 from tokenhub.core.errors import HubError
 from tokenhub.core.money import parse_usd
-from tokenhub.credentials import CredentialsFile
 from tokenhub.gateway.hedge import Hedging
 from tokenhub.gateway.lanes import Lanes
 from tokenhub.gateway.pipeline import Pipeline
 from tokenhub.gateway.settle import entry_of, log_call, publish
 from tokenhub.gateway.transcribe import Answering, Transcribed
 from tokenhub.providers import adapters
+from tokenhub.providers.builtin import Builtin
 from tokenhub.providers.catalog import CatalogStore
-from tokenhub.providers.demo import DemoProvider, DemoUpstream
 from tokenhub.providers.discovery import Discovered, alive, discover
 from tokenhub.providers.egress import EgressPolicy
 from tokenhub.providers.prices import PriceBook
@@ -45,16 +45,6 @@ from tokenhub.telemetry.observer import Observer
 from tokenhub.telemetry.retention import Retention, Rule
 from tokenhub.telemetry.transcripts import Transcripts
 from tokenhub.vault.vault import Vault
-from tokenhub.web.admin.budget import BudgetAdmin
-from tokenhub.web.admin.keys import KeyAdmin
-from tokenhub.web.admin.models import ModelAdmin
-from tokenhub.web.admin.observe import ObserveAdmin
-from tokenhub.web.admin.prices import PriceAdmin
-from tokenhub.web.admin.providers import ProviderAdmin, secret_name
-from tokenhub.web.admin.routing import RoutingAdmin
-from tokenhub.web.admin.series import SeriesAdmin
-from tokenhub.web.admin.server import ServerAdmin
-from tokenhub.web.admin.vault import VaultAdmin
 from tokenhub.web.api.chat import ChatApi
 from tokenhub.web.api.gauges import Parts, StateGauges
 from tokenhub.web.api.health import HealthApi
@@ -65,13 +55,16 @@ from tokenhub.web.http1 import HttpServer
 from tokenhub.web.routes import Handlers, routes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from tokenhub.core.catalog import Catalog, Provider
     from tokenhub.gateway.call import Call, ClientRequest
     from tokenhub.settings import Settings
     from tokenhub.telemetry.tracing import Tracing
+    from tokenhub.web.edge import Route
     from tokenhub.web.http import Request
+
+    Discovering = Callable[[Provider], Awaitable[list[Discovered]]]
 
 log = logging.getLogger(__name__)
 
@@ -154,8 +147,11 @@ class App:
         app.catalog = CatalogStore(db, clock, app.prices, demo=settings.demo)
         app.catalog.listen(lambda catalog: app.router.update(catalog=catalog))
         app.catalog.load()
-        credentials = CredentialsFile(app.catalog, app.vault, app.audit)
-        await credentials.load(settings.credentials_file)
+        if _is_there(settings.credentials_file):
+            from tokenhub.credentials import CredentialsFile  # noqa: PLC0415  # seldom there
+
+            credentials = CredentialsFile(app.catalog, app.vault, app.audit)
+            await credentials.load(settings.credentials_file)
         await app.router.rebuild()
         app.bus = EventBus(clock)
         app.journal = Journal(db, asyncio.get_running_loop().call_later, app.keys.name_of)
@@ -214,7 +210,7 @@ class App:
         settings, clock = self.settings, self.clock
         self.egress = EgressPolicy()
         self.transport = HttpTransport(self.egress)
-        demo = DemoUpstream(DemoProvider(clock))
+        demo = Builtin(clock)
         lanes = Lanes(
             lambda: self.catalog.current,
             adapters(clock),
@@ -286,36 +282,18 @@ class App:
             admin_limiter=admin_limiter,
             budgets=settings.metrics_budgets,
         )
-        bookkeeper = Bookkeeper(self.db, clock, self.ledger)
         handlers = Handlers(
             chat=ChatApi(answering),
             models_api=ModelsApi(self.catalog, clock),
             health=HealthApi(self.catalog, self.vault, lambda: self.server.draining),
-            server=ServerAdmin(self.catalog, self.vault, self.admin_token, self.audit, clock),
-            vault=VaultAdmin(self.vault, self.audit),
-            providers=ProviderAdmin(self.catalog, self.vault, discovered, self.audit),
-            models=ModelAdmin(self.catalog, self.audit),
-            keys=KeyAdmin(self.keys, self.ledger, bookkeeper, self.audit),
-            routing=RoutingAdmin(
-                self.router,
-                self.routing_settings,
-                self.aliases,
-                self.catalog,
-                self.rewards,
-                lanes.unavailable,
-                self.audit,
-            ),
-            observe=ObserveAdmin(self.journal, transcripts, self.audit, self.bus),
-            series=SeriesAdmin(self.observer, self.keys.name_of, self.audit),
             metrics=MetricsApi(self.observer, StateGauges(parts)),
             metrics_access=ADMIN if settings.metrics_auth else PUBLIC,
-            budget=BudgetAdmin(self.keys, self.ledger, bookkeeper, self.audit),
-            prices=PriceAdmin(self.catalog, self.prices, self.audit),
         )
         edge = Edge(
             routes(handlers),
             self.keys,
             self.admin_token,
+            admin_routes=lambda: self._admin_routes(lanes, transcripts, discovered),
             v1_limiter=v1_limiter,
             admin_limiter=admin_limiter,
             on_refused=self._refused,
@@ -323,6 +301,37 @@ class App:
         )
         self.prober = Prober(self.router.health, clock, lambda: self.catalog.current, probe)
         self.server = HttpServer(edge, clock, body_limit=edge.max_body, render=edge.failed)
+
+    def _admin_routes(
+        self, lanes: Lanes, transcripts: Transcripts, discovered: Discovering
+    ) -> list[Route]:
+        """The URL table of administration, and what only that needs."""
+        from tokenhub.access.bookkeeper import Bookkeeper  # noqa: PLC0415  # as the table
+        from tokenhub.web.admin import table  # noqa: PLC0415  # a tenth of the start, for admins only
+
+        clock, audit = self.clock, self.audit
+        bookkeeper = Bookkeeper(self.db, clock, self.ledger)
+        handlers = table.AdminHandlers(
+            server=table.ServerAdmin(self.catalog, self.vault, self.admin_token, audit, clock),
+            vault=table.VaultAdmin(self.vault, audit),
+            providers=table.ProviderAdmin(self.catalog, self.vault, discovered, audit),
+            models=table.ModelAdmin(self.catalog, audit),
+            keys=table.KeyAdmin(self.keys, self.ledger, bookkeeper, audit),
+            budget=table.BudgetAdmin(self.keys, self.ledger, bookkeeper, audit),
+            prices=table.PriceAdmin(self.catalog, self.prices, audit),
+            routing=table.RoutingAdmin(
+                self.router,
+                self.routing_settings,
+                self.aliases,
+                self.catalog,
+                self.rewards,
+                lanes.unavailable,
+                audit,
+            ),
+            observe=table.ObserveAdmin(self.journal, transcripts, audit, self.bus),
+            series=table.SeriesAdmin(self.observer, self.keys.name_of, audit),
+        )
+        return table.admin_routes(handlers)
 
     def _trace(self, request: ClientRequest, attempt: int) -> list[tuple[bytes, bytes]]:
         assert self.tracing is not None
@@ -419,6 +428,10 @@ class App:
         if due < float("inf"):
             later = asyncio.get_running_loop().call_later
             self._timers["idle"] = later(max(due, 1.0), self._check_idle)
+
+
+def _is_there(path: Path) -> bool:
+    return os.path.lexists(path)
 
 
 def _hedging(settings: Settings) -> Hedging | None:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from tokenhub.core.catalog import secret_name
 from tokenhub.core.errors import HubError
 from tokenhub.core.fields import decode_fields
 from tokenhub.providers.catalog_fields import ModelFields, ProviderFields
-from tokenhub.web.admin.providers import secret_name
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine

@@ -20,13 +20,13 @@ from tokenhub.access.keys import DEMO_FILE
 from tokenhub.app import App
 from tokenhub.core.clock import SystemClock
 from tokenhub.core.errors import HubError
-from tokenhub.providers.demo import DemoProvider
 from tokenhub.storage.database import StorageRefused
 from tokenhub.telemetry.logging import set_up
 from tokenhub.web.http import Response
 from tokenhub.web.http1 import HttpServer
 
 if TYPE_CHECKING:
+    from tokenhub.providers.demo import DemoProvider
     from tokenhub.settings import Settings
     from tokenhub.web.http import Request
 
@@ -156,6 +156,8 @@ def run_demo_provider(port: int) -> int:
 
 
 async def _run_demo_provider(port: int) -> int:
+    from tokenhub.providers.demo import DemoProvider  # noqa: PLC0415  # the server has its own way
+
     clock = SystemClock()
     demo = DemoProvider(clock)
     server = HttpServer(lambda request: _demo_answer(demo, request), clock)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 from collections.abc import Callable
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import msgspec
+
+from tokenhub.core.similar import similar
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -281,7 +282,7 @@ def _unknown(environ: Mapping[str, str]) -> tuple[str, ...]:
         rest = name.removeprefix(PREFIX)
         if rest == name or rest in known:
             continue
-        near = difflib.get_close_matches(rest, known, n=1)
+        near = similar(rest, known)
         hint = f"; did you mean {PREFIX}{near[0]}?" if near else ""
         lines.append(f"{name} is not a setting of this server{hint}")
     return tuple(lines)

@@ -102,3 +102,8 @@ class Catalog(msgspec.Struct, frozen=True, kw_only=True):
 
 
 EMPTY = Catalog(version=0, providers={}, models={})
+
+
+def secret_name(provider_id: str) -> str:
+    """What the vault calls the key of a provider."""
+    return f"provider:{provider_id}:api_key"

@@ -7,7 +7,6 @@ decoded. Where client and provider speak the same dialect nothing else ever is; 
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import msgspec
@@ -160,6 +159,8 @@ class _Pairs(list[tuple[str, Any]]):
 
 
 def _walk_members(body: bytes) -> None:
+    import json  # noqa: PLC0415  # for odd spacing only
+
     try:
         pairs = json.loads(body, object_pairs_hook=_Pairs)
     except RecursionError:

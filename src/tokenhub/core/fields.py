@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import TypeVar
 
@@ -10,6 +9,7 @@ import msgspec
 
 from tokenhub.core.chat import parse_members
 from tokenhub.core.errors import InvalidRequest
+from tokenhub.core.similar import similar
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -54,5 +54,5 @@ def _hint(name: str, at: str, kind: type[msgspec.Struct]) -> str | None:
     if at:
         return None
     known = [field.encode_name for field in msgspec.structs.fields(kind)]
-    near = difflib.get_close_matches(name, known, n=1)
+    near = similar(name, known)
     return f"Did you mean `{near[0]}`?" if near else f"Known fields: {', '.join(known)}."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tokenhub.core.chat import parse_chat
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from tokenhub.gateway.call import Answer, Call
 
 
-@dataclass(slots=True)
 class Intent:
     """A chat request and the policy it is routed under.
 
@@ -29,12 +27,24 @@ class Intent:
         shape: makes the endpoint's own answer of a whole one; may raise Unprocessable.
     """
 
-    chat: ChatRequest
-    mode: str = ""
-    limits: Limits = NO_LIMITS
-    allow_fallback: bool = False
-    input_tokens: int = 0
-    shape: Callable[[Call, Answer], Answer] | None = None
+    __slots__ = ("allow_fallback", "chat", "input_tokens", "limits", "mode", "shape")
+
+    def __init__(
+        self,
+        chat: ChatRequest,
+        mode: str = "",
+        limits: Limits = NO_LIMITS,
+        *,
+        allow_fallback: bool = False,
+        input_tokens: int = 0,
+        shape: Callable[[Call, Answer], Answer] | None = None,
+    ) -> None:
+        self.chat = chat
+        self.mode = mode
+        self.limits = limits
+        self.allow_fallback = allow_fallback
+        self.input_tokens = input_tokens
+        self.shape = shape
 
 
 def chat_intent(body: bytes) -> Intent:

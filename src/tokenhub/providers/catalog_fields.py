@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from tokenhub.core.catalog import Model, Provider
 from tokenhub.core.decision import AUTO
 from tokenhub.core.errors import Conflict, InvalidRequest, NotFound
 from tokenhub.core.money import format_per_1k, parse_per_1k
+from tokenhub.core.similar import similar
 from tokenhub.providers.egress import parse_base_url
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def check_model(
             hint="`tokenhubctl provider list` shows the providers.",
         )
     if after.provider_id not in providers:
-        near = difflib.get_close_matches(after.provider_id, providers, n=1)
+        near = similar(after.provider_id, providers)
         raise InvalidRequest(
             f"`provider_id`: there is no provider `{after.provider_id[:64]}`.",
             param="provider_id",
@@ -185,7 +185,7 @@ def is_model_id(text: str) -> bool:
 
 def unknown(noun: str, name: str, known: Iterable[str]) -> NotFound:
     """The answer to an id that is not known, with the nearest ones."""
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    near = similar(name, known, count=3, cutoff=0.5)
     shown = ", ".join(f"`{one}`" for one in near)
     return NotFound(
         f"There is no {noun} `{name[:128]}`.",

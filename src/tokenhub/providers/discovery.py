@@ -8,7 +8,6 @@ import msgspec
 
 from tokenhub.core.errors import TransportError, UpstreamFailed
 from tokenhub.providers.adapter import USER_AGENT, base_path
-from tokenhub.providers.anthropic import authentication
 from tokenhub.providers.catalog_fields import is_model_id
 from tokenhub.providers.egress import parse_base_url
 from tokenhub.providers.upstream import Timeouts, UpstreamRequest
@@ -90,6 +89,8 @@ def _request(provider: Provider, credential: bytes | None) -> UpstreamRequest:
     headers = [(b"accept", b"application/json"), (b"user-agent", USER_AGENT)]
     path = base_path(provider) + b"/v1/models"
     if provider.type == "anthropic":
+        from tokenhub.providers.anthropic import authentication  # noqa: PLC0415  # as its adapter
+
         headers += authentication(provider, credential)
         # Its lists come in pages; this is the largest.
         path += b"?limit=1000"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -268,6 +267,8 @@ def _bounded(seconds: float) -> float:
 def _date(raw: bytes) -> float | None:
     if not raw or len(raw) > 64:
         return None
+    from email.utils import parsedate_to_datetime  # noqa: PLC0415  # for a rare header
+
     try:
         moment = parsedate_to_datetime(raw.decode("ascii"))
     except (ValueError, TypeError, IndexError, OverflowError, UnicodeDecodeError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import msgspec
@@ -160,6 +159,8 @@ def read_event(payload: bytes) -> Event | None:
         return _event.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass
+    import json  # noqa: PLC0415  # for odd events only
+
     try:
         value = json.loads(payload, parse_constant=_refuse)
     except (ValueError, RecursionError):
@@ -186,6 +187,8 @@ def _choice(item: Any) -> Choice:
     item = _object(item)
     index, reason = item.get("index"), item.get("finish_reason")
     delta = _object(item.get("delta"))
+    import json  # noqa: PLC0415  # as above
+
     # Its JSON is at least as long as what was said, so this never counts too little.
     said = json.dumps(delta, ensure_ascii=False) if delta else None
     return Choice(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, date, datetime
-from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -157,9 +157,7 @@ class PriceBook:
 
     def _loaded(self) -> _Catalogue:
         if self._catalogue is None:
-            text = (
-                resources.files("tokenhub.providers").joinpath("data", "prices.json").read_bytes()
-            )
+            text = (Path(__file__).parent / "data" / "prices.json").read_bytes()
             self._catalogue = msgspec.json.decode(text, type=_Catalogue)
         return self._catalogue
 

@@ -6,7 +6,6 @@ In this order: the exact id of a model; an enabled alias; ``auto``, ``auto:<mode
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -14,6 +13,7 @@ import msgspec
 from tokenhub.core.catalog import Model
 from tokenhub.core.decision import AUTO, MODES
 from tokenhub.core.errors import Forbidden, InvalidRequest, NotFound
+from tokenhub.core.similar import similar
 from tokenhub.routing.aliases import Alias
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def check_mode(mode: str, *, param: str = "mode") -> str:
     """
     if mode in MODES:
         return mode
-    near = difflib.get_close_matches(mode[:64], MODES, n=1)
+    near = similar(mode[:64], MODES)
     raise InvalidRequest(
         f"There is no routing mode `{mode[:64]}`.",
         code="unknown_mode",
@@ -135,5 +135,5 @@ def nearest(name: str, names: list[str], count: int = 3) -> list[str]:
     for known in names:
         folded.setdefault(known.casefold(), known)
         folded.setdefault(known.rpartition("/")[2].casefold(), known)
-    close = difflib.get_close_matches(name.casefold(), folded, n=2 * count)
+    close = similar(name.casefold(), folded, count=2 * count)
     return list(dict.fromkeys(folded[key] for key in close))[:count]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -17,7 +17,6 @@ from tokenhub.storage.database import StorageRefused
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from importlib.resources.abc import Traversable
 
     from tokenhub.storage.database import Rows
 
@@ -53,10 +52,10 @@ class Migration(msgspec.Struct, frozen=True):
 
 def shipped() -> list[Migration]:
     """The migrations of this release, in order."""
-    return load(resources.files("tokenhub.storage").joinpath("migrations").iterdir())
+    return load((Path(__file__).parent / "migrations").iterdir())
 
 
-def load(files: Iterable[Traversable]) -> list[Migration]:
+def load(files: Iterable[Path]) -> list[Migration]:
     """The migrations among some files, in order.
 
     Raises:

@@ -10,7 +10,6 @@ from tokenhub.vault.rows import (
     SELECT_HEADER,
     UPDATE_MANIFEST,
     Row,
-    Session,
     associated_data,
     one_row,
 )
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from tokenhub.storage.database import Also, Transaction
+    from tokenhub.vault.session import Session
 
 MAX_NAME = 256
 MAX_VALUE = 64 * 1024

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from tokenhub.core.errors import VaultLocked
-from tokenhub.vault.envelope import Sealed, VaultTampered, seal, wipe
+from tokenhub.vault.envelope import Sealed
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -67,61 +64,6 @@ class Manifest(msgspec.Struct):
         for name in gone:
             del self.versions[name]
         return bool(gone)
-
-
-class Session:
-    """The data key of an unlocked vault; ``alive`` until ``end``."""
-
-    def __init__(self, vault_id: str, dek: bytearray) -> None:
-        self.vault_id = vault_id
-        self.cipher = AESGCM(dek)
-        self._dek = dek
-        self.alive = True
-        self._mutex = threading.Lock()
-        self._about_manifest = msgspec.json.encode(["manifest", vault_id])
-
-    def end(self) -> None:
-        """Overwrite and drop the key; what is being sealed on the writer's thread ends first."""
-        with self._mutex:
-            self.alive = False
-            wipe(self._dek)
-            del self.cipher
-
-    def seal(self, plain: bytes, associated: bytes) -> str:
-        """Seal under the data key.
-
-        Raises:
-            VaultLocked: the session has ended.
-        """
-        with self._mutex:
-            if not self.alive:
-                raise VaultLocked
-            return seal(self.cipher, plain, associated)
-
-    def can_open(self, row: Row) -> bool:
-        """Whether a row is as it was sealed."""
-        try:
-            row.sealed.open(self.cipher)
-        except VaultTampered:
-            return False
-        return True
-
-    def open_manifest(self, text: str) -> Manifest:
-        """The manifest out of its sealed text."""
-        with self._mutex:
-            if not self.alive:
-                raise VaultLocked
-            try:
-                plain = Sealed(text, self._about_manifest).open(self.cipher)
-            except VaultTampered:
-                raise VaultTampered(
-                    "The vault's list of secrets was changed outside the vault.", hint=RESTORE
-                ) from None
-        return msgspec.json.decode(plain, type=Manifest)
-
-    def seal_manifest(self, manifest: Manifest) -> str:
-        """The sealed text of a manifest."""
-        return self.seal(msgspec.json.encode(manifest), self._about_manifest)
 
 
 def read_rows(stored: Rows, vault_id: str) -> dict[str, Row]:

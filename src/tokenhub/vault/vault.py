@@ -16,9 +16,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 from typing import TYPE_CHECKING, TypeVar
-
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from tokenhub.core.errors import (
     Conflict,
@@ -29,11 +28,10 @@ from tokenhub.core.errors import (
 from tokenhub.vault.changes import Changes, missing
 from tokenhub.vault.envelope import (
     FLOOR,
+    KEY_BYTES,
     KdfParams,
     VaultTampered,
-    new_header,
     parse_header,
-    unwrap,
     wipe,
 )
 from tokenhub.vault.guesses import Guesses
@@ -44,7 +42,6 @@ from tokenhub.vault.rows import (
     UPDATE_MANIFEST,
     Manifest,
     Row,
-    Session,
     read_rows,
 )
 
@@ -53,6 +50,7 @@ if TYPE_CHECKING:
 
     from tokenhub.core.clock import Clock
     from tokenhub.storage.database import Also, Database, Transaction
+    from tokenhub.vault.session import Session
 
 T = TypeVar("T")
 
@@ -230,7 +228,7 @@ class Vault:
         if not row.intact:
             raise _tampered(name)
         try:
-            return row.sealed.open(session.cipher)
+            return session.open(row.sealed)
         except VaultTampered:
             raise _tampered(name) from None
 
@@ -284,6 +282,8 @@ class Vault:
         if not self._stored:
             await self._create(password, also)
             return
+        from tokenhub.vault.session import Session, unwrap  # noqa: PLC0415  # loads cryptography
+
         text = await self._header()
         header = parse_header(text, self._floor)
         dek = await _in_thread(unwrap, header, password)
@@ -310,8 +310,10 @@ class Vault:
             _log.error("Vault secrets were changed outside the vault: %s", ", ".join(self.damaged))
 
     async def _create(self, password: bytes, also: Also | None) -> None:
-        dek = bytearray(AESGCM.generate_key(256))
-        vault_id = AESGCM.generate_key(128).hex()
+        from tokenhub.vault.session import Session, new_header  # noqa: PLC0415  # as above
+
+        dek = bytearray(os.urandom(KEY_BYTES))
+        vault_id = os.urandom(16).hex()
         header = await _in_thread(new_header, password, dek, vault_id, 1, self._kdf)
         session = Session(vault_id, dek)
         manifest = session.seal_manifest(Manifest())
@@ -325,6 +327,8 @@ class Vault:
         await self._write_or_end(session, create)
 
     async def _rotate(self, old: bytes, new: bytes, also: Also | None) -> None:
+        from tokenhub.vault.session import Session, new_header, unwrap  # noqa: PLC0415  # as above
+
         before = await self._header()
         header = parse_header(before, self._floor)
         dek = await _in_thread(unwrap, header, old)

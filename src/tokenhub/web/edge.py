@@ -7,22 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from tokenhub.core.errors import Forbidden, HubError, Unauthorized
 from tokenhub.web.answers import NATIVE, OPENAI, PRIVATE, error_answer
 from tokenhub.web.gate import Gated
-from tokenhub.web.http import Response, render_error
+from tokenhub.web.http import Request, Response, render_error
 from tokenhub.web.match import Matcher
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Iterable
 
     from tokenhub.access.admin_token import AdminToken
     from tokenhub.access.keys import Grant, Keys
     from tokenhub.access.limits import AddressLimiter
-    from tokenhub.web.http import Request
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +36,7 @@ V1_BODY = 10 * 2**20
 ADMIN_BODY = 2 * 2**20
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(msgspec.Struct, frozen=True):
     """One row of the URL table.
 
     ``access`` is PUBLIC, ADMIN, ANY_KEY or a scope. ``handler(request, caller)`` gets the Grant
@@ -54,7 +54,12 @@ class Route:
 
 
 class Edge:
-    """Routes, authorisation and errors; everything else happens behind a handler."""
+    """Routes, authorisation and errors; everything else happens behind a handler.
+
+    Args:
+        routes: the URL table.
+        admin_routes: makes the part of it under ``/admin/``, when that is first asked for.
+    """
 
     def __init__(
         self,
@@ -62,6 +67,7 @@ class Edge:
         keys: Keys,
         admin_token: AdminToken,
         *,
+        admin_routes: Callable[[], Iterable[Route]] | None = None,
         v1_limiter: AddressLimiter | None = None,
         admin_limiter: AddressLimiter | None = None,
         on_refused: Callable[[Request, str], None] | None = None,
@@ -75,8 +81,12 @@ class Edge:
         self._cors_origins = cors_origins
         self._changes: set[asyncio.Task[Response | None]] = set()
         self._matcher: Matcher[Route] = Matcher()
-        self.routes = tuple(routes)
-        for route in self.routes:
+        self._enter(routes)
+        if admin_routes is not None:
+            self._matcher.later("/admin/", lambda: self._enter(admin_routes()))
+
+    def _enter(self, routes: Iterable[Route]) -> None:
+        for route in routes:
             _check(route)
             self._matcher.add(route.method, route.path, route)
 

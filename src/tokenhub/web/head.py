@@ -10,6 +10,7 @@ checks around it would cost the gain.
 from __future__ import annotations
 
 import re
+import time
 from functools import lru_cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -37,6 +38,11 @@ _OURS = frozenset(
     (b"connection", b"content-length", b"date", b"transfer-encoding", b"x-request-id")
 )
 _STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
+
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = (
+    "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+)  # fmt: skip
 
 MAX_HEADERS = 100
 
@@ -150,3 +156,10 @@ def _field(name: bytes, value: bytes) -> bytes:
     if name.lower() in _OURS:
         raise ValueError(f"{name.decode()} is set by the edge only")
     return field
+
+
+def http_date(seconds: int) -> bytes:
+    """A time since 1970 as ``Date`` wants it (RFC 9110, section 5.6.7), in English everywhere."""
+    year, month, day, hour, minute, second, weekday, *_ = time.gmtime(seconds)
+    clock = f"{hour:02}:{minute:02}:{second:02}"
+    return f"{_DAYS[weekday]}, {day:02} {_MONTHS[month - 1]} {year:04} {clock} GMT".encode()

@@ -7,11 +7,12 @@ cost more than the parsing.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-from email.utils import formatdate
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from tokenhub.web.connection import RUNNING, Connection
+from tokenhub.web.head import http_date
 from tokenhub.web.http import Request, Response, render_error
 
 if TYPE_CHECKING:
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
     Render = Callable[[Request | None, Exception], Response]
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """What one client may take. Seconds and bytes.
 
     Attributes:
@@ -203,7 +203,7 @@ class HttpServer:
             limits.write_stall_seconds, limits.linger_seconds, 4.0,
         )  # fmt: skip
         self._timer = self.loop.call_later(shortest / 4, self._sweep)
-        self.date = formatdate(self.clock.now_ms() / 1000, usegmt=True).encode()
+        self.date = http_date(self.clock.now_ms() // 1000)
         now = self.loop.time()
         for connection in tuple(self.connections):
             connection.check_time(now)

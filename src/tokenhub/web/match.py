@@ -7,10 +7,13 @@ captured value is percent-decoded exactly once.
 from __future__ import annotations
 
 import re
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 from urllib.parse import unquote
 
 from tokenhub.core.errors import HubError, InvalidRequest, NotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _PLACE = re.compile(r"\{([a-z_]+)(:path)?\}")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -53,6 +56,11 @@ class Matcher(Generic[T]):
     def __init__(self) -> None:
         self._literal: dict[str, dict[str, T]] = {}
         self._patterns: list[_Pattern[T]] = []
+        self._later: dict[str, Callable[[], None]] = {}
+
+    def later(self, prefix: str, enter: Callable[[], None]) -> None:
+        """Have ``enter`` add the routes under a prefix when the first path there is asked for."""
+        self._later[prefix] = enter
 
     def add(self, method: str, path: str, route: T) -> None:
         """Enter a route; ValueError when the same method and shape stand already."""
@@ -82,6 +90,11 @@ class Matcher(Generic[T]):
         literal = self._literal.get(path)
         if literal is not None and method in literal:
             return literal[method], {}
+        for prefix, enter in self._later.items():
+            if path.startswith(prefix):
+                enter()
+                del self._later[prefix]
+                return self.match(method, path)
         allowed = set(literal or ())
         for pattern in self._patterns:
             found = pattern.regex.fullmatch(path)

@@ -315,6 +315,11 @@ def test_any_text_in_any_reads_arrives_whole_and_is_counted(words, places):
 
 
 def test_every_provider_type_has_its_adapter():
-    assert ADAPTERS.keys() == {"openai", "anthropic", "vllm", "demo"}
-    assert {adapter.dialect for adapter in ADAPTERS.values()} == {"openai", "anthropic"}
+    dialects = {kind: ADAPTERS[kind].dialect for kind in ("openai", "vllm", "demo", "anthropic")}
+    assert dialects == dict.fromkeys(("openai", "vllm", "demo"), "openai") | {
+        "anthropic": "anthropic"
+    }
+    assert ADAPTERS["anthropic"] is ADAPTERS["anthropic"]
+    with pytest.raises(KeyError):
+        ADAPTERS["other"]
     assert ADAPTERS["openai"].notes(parse_chat(json.dumps(BODY).encode()), target()) == []

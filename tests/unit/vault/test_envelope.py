@@ -11,19 +11,18 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenhub.vault import envelope
+from tokenhub.vault import session
 from tokenhub.vault.envelope import (
     FLOOR,
     KdfParams,
     Sealed,
     VaultTampered,
     WrongPassword,
-    new_header,
+    as_text,
     parse_header,
-    seal,
-    unwrap,
 )
 from tokenhub.vault.rows import associated_data
+from tokenhub.vault.session import new_header, seal, unseal, unwrap
 
 QUICK = KdfParams(memory_kib=8, iterations=1, lanes=1)
 KEY = bytes(range(32))
@@ -46,13 +45,13 @@ HEADER = header_text()
 
 @given(st.binary(), st.binary())
 def test_what_was_sealed_opens(plain, associated):
-    assert Sealed(seal(CIPHER, plain, associated), associated).open(CIPHER) == plain
+    assert unseal(CIPHER, Sealed(seal(CIPHER, plain, associated), associated)) == plain
 
 
 @given(st.binary(max_size=80), st.binary(max_size=40), st.integers(min_value=0))
 def test_any_flipped_bit_of_the_sealed_text_is_refused(plain, associated, bit):
     with pytest.raises(VaultTampered):
-        Sealed(flip(seal(CIPHER, plain, associated), bit), associated).open(CIPHER)
+        unseal(CIPHER, Sealed(flip(seal(CIPHER, plain, associated), bit), associated))
 
 
 @pytest.mark.parametrize("plain", [b"", b"1", b"22", b"333"])
@@ -60,7 +59,7 @@ def test_not_even_the_unused_bits_of_base64_may_change(plain):
     text = seal(CIPHER, plain, b"")
     for bit in range(len(text) * 8):
         with pytest.raises(VaultTampered):
-            Sealed(flip(text, bit), b"").open(CIPHER)
+            unseal(CIPHER, Sealed(flip(text, bit), b""))
 
 
 @given(st.lists(st.tuples(*[st.text(max_size=3)] * 5, st.integers(0, 3)), unique=True, max_size=9))
@@ -81,13 +80,13 @@ def test_other_associated_data_is_refused(one, other):
     if one == other:
         other += b"x"
     with pytest.raises(VaultTampered):
-        Sealed(seal(CIPHER, b"secret", one), other).open(CIPHER)
+        unseal(CIPHER, Sealed(seal(CIPHER, b"secret", one), other))
 
 
 @pytest.mark.parametrize("text", ["", "A", "AAAA", "not base64!", "é", "AAAAAAAAAAAAAAAAAAAAAAAA"])
 def test_rubbish_is_refused(text):
     with pytest.raises(VaultTampered):
-        Sealed(text, b"").open(CIPHER)
+        unseal(CIPHER, Sealed(text, b""))
 
 
 def test_sealing_twice_gives_different_texts():
@@ -115,10 +114,10 @@ def test_any_flipped_bit_of_the_header_is_refused_before_the_password_is_looked_
     [
         {"vault_id": "v2"},
         {"version": 2},
-        {"salt": envelope._text(os.urandom(16))},
-        {"verifier": envelope._text(os.urandom(32))},
-        {"wrapped": envelope._text(os.urandom(60))},
-        {"wrapped": envelope._text(os.urandom(59))},
+        {"salt": as_text(os.urandom(16))},
+        {"verifier": as_text(os.urandom(32))},
+        {"wrapped": as_text(os.urandom(60))},
+        {"wrapped": as_text(os.urandom(59))},
         {"kdf": KdfParams(memory_kib=16, iterations=1, lanes=1)},
     ],
     ids=lambda change: next(iter(change)),
@@ -160,6 +159,6 @@ def test_the_derivation_is_argon2id_then_hkdf_expand():
     # The root is a known answer of the Argon2 reference implementation (its test.c: v=19, t=2,
     # m=2^16, p=1); HKDF-Expand to one block is HMAC(root, info || 1).
     root = bytes.fromhex("09316115d5cf24ed5a15a31a3ba326e5cf32edc24702987c02b6566f61913cf7")
-    keys = envelope._keys(b"password", b"somesalt", KdfParams(65536, 2, 1))
-    infos = (envelope._WRAP, envelope._CHECK)
+    keys = session._keys(b"password", b"somesalt", KdfParams(65536, 2, 1))
+    infos = (session._WRAP, session._CHECK)
     assert keys == tuple(hmac.digest(root, info + b"\x01", "sha256") for info in infos)

@@ -21,9 +21,10 @@ from tokenhub.core.errors import (
     VaultLocked,
 )
 from tokenhub.storage.sqlite import SqliteDatabase
-from tokenhub.vault import vault as vault_module
+from tokenhub.vault import session
 from tokenhub.vault.changes import Secret
-from tokenhub.vault.envelope import FLOOR, KdfParams, VaultTampered, unwrap
+from tokenhub.vault.envelope import FLOOR, KdfParams, VaultTampered
+from tokenhub.vault.session import unwrap
 from tokenhub.vault.vault import Vault
 
 PASSWORD = b"correct horse"
@@ -490,7 +491,7 @@ async def test_two_hundred_unlocks_at_once_derive_one_at_a_time(vault, monkeypat
             with lock:
                 running -= 1
 
-    monkeypatch.setattr(vault_module, "unwrap", counted)
+    monkeypatch.setattr(session, "unwrap", counted)
     vault.lock()
     results = await asyncio.gather(
         *(vault.unlock(b"wrong password") for _ in range(200)), return_exceptions=True

@@ -145,3 +145,40 @@ def test_the_order_of_entry_does_not_matter():
             matcher.add(method, path, path)
         assert matcher.match("POST", "/v1/models/a/probe")[0] == "/v1/models/{id:path}/probe"
         assert matcher.match("GET", "/admin/keys/a")[0] == "/admin/keys/{name}"
+
+
+def test_routes_under_a_prefix_can_be_entered_when_first_asked_for():
+    matcher = Matcher()
+    matcher.add("GET", "/livez", "livez")
+    entered = []
+
+    def enter():
+        entered.append("admin")
+        matcher.add("GET", "/admin/{id}", "get")
+        matcher.add("POST", "/admin/all", "post")
+
+    matcher.later("/admin/", enter)
+    assert matcher.match("GET", "/livez") == ("livez", {})
+    with pytest.raises(NotFound):
+        matcher.match("GET", "/administration")
+    assert entered == []
+    assert matcher.match("GET", "/admin/a") == ("get", {"id": "a"})
+    assert matcher.match("POST", "/admin/all") == ("post", {})
+    with pytest.raises(MethodNotAllowed):
+        matcher.match("DELETE", "/admin/a")
+    assert entered == ["admin"]
+
+
+def test_routes_that_could_not_be_entered_are_tried_again():
+    matcher = Matcher()
+    wanted = [ImportError("half installed"), None]
+
+    def enter():
+        if error := wanted.pop(0):
+            raise error
+        matcher.add("GET", "/admin/a", "get")
+
+    matcher.later("/admin/", enter)
+    with pytest.raises(ImportError):
+        matcher.match("GET", "/admin/a")
+    assert matcher.match("GET", "/admin/a") == ("get", {})

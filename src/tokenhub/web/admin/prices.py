@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,6 +10,7 @@ from msgspec import UNSET, UnsetType
 
 from tokenhub.core.errors import InvalidRequest, NotFound
 from tokenhub.core.fields import decode_fields
+from tokenhub.core.similar import similar
 from tokenhub.providers.catalog_fields import PRICES, ModelFields
 from tokenhub.providers.price_import import per_1k, plan_import, read_prices
 from tokenhub.providers.price_map import KINDS
@@ -120,7 +120,7 @@ class PriceAdmin:
             if one.model == name:
                 return one.provider, one.prices
             known.add(one.model)
-        near = ", ".join(f"`{one}`" for one in difflib.get_close_matches(name, sorted(known)))
+        near = ", ".join(f"`{one}`" for one in similar(name, sorted(known), count=3))
         raise NotFound(
             f"No model `{name[:128]}` is registered or in the price catalogue.",
             code="model_not_found",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import asdict
 
+from tokenhub.core.catalog import secret_name
 from tokenhub.core.fields import decode_fields
 from tokenhub.providers.catalog_fields import ProviderChange, ProviderFields
 from tokenhub.providers.catalog_rows import public_provider
@@ -23,11 +24,6 @@ if TYPE_CHECKING:
     from tokenhub.web.http import Request, Response
 
     Discover = Callable[[Provider], Awaitable[list[Discovered]]]
-
-
-def secret_name(provider_id: str) -> str:
-    """What the vault calls the key of a provider."""
-    return f"provider:{provider_id}:api_key"
 
 
 class ProviderAdmin:

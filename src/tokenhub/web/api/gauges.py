@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from tokenhub import __version__
+from tokenhub.access.keys import Keys
+from tokenhub.access.ledger import Ledger
+from tokenhub.access.limits import AddressLimiter, KeyLimits
+from tokenhub.providers.catalog import CatalogStore
+from tokenhub.routing.rewards import RewardLog
+from tokenhub.routing.router import Router
+from tokenhub.telemetry.events import EventBus
+from tokenhub.telemetry.journal import Journal
 from tokenhub.telemetry.metrics import Gauge
+from tokenhub.telemetry.observer import Observer
+from tokenhub.telemetry.retention import Retention
+from tokenhub.vault.vault import Vault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tokenhub.access.keys import Keys
-    from tokenhub.access.ledger import Ledger
-    from tokenhub.access.limits import AddressLimiter, KeyLimits
-    from tokenhub.providers.catalog import CatalogStore
-    from tokenhub.routing.rewards import RewardLog
-    from tokenhub.routing.router import Router
-    from tokenhub.telemetry.events import EventBus
-    from tokenhub.telemetry.journal import Journal
-    from tokenhub.telemetry.observer import Observer
-    from tokenhub.telemetry.retention import Retention
-    from tokenhub.vault.vault import Vault
-
 HEALTH = {"healthy": 2, "degraded": 1}  # anything else is 0: nothing is sent there
 
 
-class Parts(NamedTuple):
+class Parts(msgspec.Struct, frozen=True, kw_only=True):
     """What is looked at; ``budgets``: show what keys have left."""
 
     catalog: CatalogStore

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from tokenhub.core.errors import NotFound
+from tokenhub.core.similar import similar
 from tokenhub.web.answers import json_answer
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class ModelsApi:
         models = {model.id: model for model in usable(self._catalog.current, grant)}
         wanted = request.params["id"]
         if wanted not in models:
-            near = difflib.get_close_matches(wanted, models, n=3, cutoff=0.5)
+            near = similar(wanted, models, count=3, cutoff=0.5)
             raise NotFound(
                 f"The model `{wanted[:128]}` does not exist or this key may not use it.",
                 code="model_not_found",
