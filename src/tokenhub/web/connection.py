@@ -16,11 +16,19 @@ import re
 from typing import TYPE_CHECKING, cast
 
 from tokenhub.web.body import ChunkedBody, SizedBody, check_size, framing
-from tokenhub.web.head import Refused, check_what_is_asked, parse_head, response_head
+from tokenhub.web.head import (
+    Refused,
+    check_what_is_asked,
+    field_lines,
+    parse_head,
+    remember,
+    status_line,
+)
 from tokenhub.web.http import ClientStream, Request, Response, reset
 
 if TYPE_CHECKING:
-    from tokenhub.web.http import Headers
+    from tokenhub.web.head import Head, Known
+    from tokenhub.web.http import Headers, Reply
     from tokenhub.web.http1 import HttpServer
 
 IDLE, HEAD, BODY, RUNNING, CLOSING = range(5)
@@ -30,6 +38,8 @@ _BARE_LF = re.compile(rb"(?<!\r)\n")
 _NO_BODY = (204, 304)
 # Joining a small body to its head saves a system call; joining a large one costs a copy.
 _JOIN = 65_536
+# Heads that differ before no more of them are looked at for the sake of the next one.
+_PATIENCE = 3
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -37,8 +47,9 @@ class Connection(asyncio.Protocol):
     """One client's connection."""
 
     __slots__ = (
-        "_body", "_buffer", "_close", "_deadline", "_peer", "_reading", "_request", "_scanned",
-        "_server", "_stream", "_task", "_transport", "_unsent", "_writable", "state",
+        "_began", "_body", "_buffer", "_close", "_deadline", "_known", "_patience", "_peer",
+        "_reading", "_request", "_scanned", "_server", "_stream", "_task", "_transport", "_unsent",
+        "_writable", "state",
     )  # fmt: skip
 
     _transport: asyncio.Transport
@@ -48,6 +59,9 @@ class Connection(asyncio.Protocol):
         self._peer = ""
         self._buffer = b""
         self._scanned = 0  # bytes of an incomplete head that hold no bare LF
+        self._known: Known | None = None
+        self._patience = _PATIENCE
+        self._began = 0.0  # loop time at which the body of now began
         self._body: SizedBody | ChunkedBody | None = None
         self._request: Request | None = None
         self._task: asyncio.Task[None] | None = None
@@ -146,9 +160,8 @@ class Connection(asyncio.Protocol):
 
     def _check_body_time(self, now: float) -> None:
         assert self._body is not None
-        assert self._request is not None
         limits = self._server.limits
-        taken = now - self._request.started
+        taken = now - self._began
         slow = self._body.received < taken * limits.body_min_rate
         if now >= self._deadline or (slow and taken > limits.body_slow_seconds):
             self._refuse(Refused(408, "request_timeout", "The request body came too slowly."))
@@ -184,9 +197,16 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def _read_head(self) -> None:
-        buffer = self._buffer
-        if not buffer:
-            return
+        buffer, known = self._buffer, self._known
+        if known is not None and (found := known.find(buffer)) is not None:
+            digits, size = found
+            self._scanned = 0
+            self._patience = _PATIENCE
+            self._take_body(self._opened(known.head, digits), int(digits), size)
+        elif buffer:
+            self._read_new_head(buffer)
+
+    def _read_new_head(self, buffer: bytes) -> None:
         limits = self._server.limits
         end = buffer.find(b"\r\n\r\n")
         size = len(buffer) if end < 0 else end + 4
@@ -195,46 +215,62 @@ class Connection(asyncio.Protocol):
             raise Refused(414, "uri_too_long", f"The request line is over {line} bytes.")
         if size > limits.head:
             raise Refused(431, "headers_too_large", f"The head is over {limits.head} bytes.")
-        now = self._server.loop.time()
         if end >= 0:
             self._scanned = 0
-            self._buffer = buffer[size:]
-            self._accept(buffer[:size], now)
+            self._check_head(buffer[:size])
             return
         if _BARE_LF.search(buffer, self._scanned):
             raise Refused(400, "malformed_request", "Lines must end with CR LF.")
         self._scanned = size
         if self.state == IDLE:
             self.state = HEAD
-            self._deadline = now + limits.head_seconds
+            self._deadline = self._server.loop.time() + limits.head_seconds
 
-    def _accept(self, head: bytes, now: float) -> None:
-        """Decide how the body is framed, and whether it may come at all."""
-        server = self._server
-        method, target, minor, headers = parse_head(head)
-        request = Request(
-            method, target, minor, headers, self, self._peer, server.clock.new_id(), now
-        )
-        self._request = request
-        connection = headers.get(b"connection")
-        # HTTP/1.0 is always closed: its keep-alive is not worth a second set of rules.
-        self._close = not minor or (connection is not None and _asks_close(connection))
+    def _check_head(self, raw: bytes) -> None:
+        head = parse_head(raw)
+        headers = head.headers
+        request = self._opened(head, headers.get(b"content-length"))
         length = framing(headers)
         check_what_is_asked(headers)
+        if self._patience and length:
+            self._patience -= 1
+            self._known = remember(raw, head, self._server.limits.head)
+        self._take_body(request, length, len(raw))
+
+    def _opened(self, head: Head, length: bytes | None) -> Request:
+        headers = head.headers
+        if headers.get(b"content-length") != length:
+            headers = {**headers, b"content-length": cast("bytes", length)}
+        self._close = head.closes
+        self._request = request = Request(
+            head, headers, self, self._peer, self._server.clock.new_id()
+        )
+        return request
+
+    def _take_body(self, request: Request, length: int | None, start: int) -> None:
+        """Ask whether the body may come at all, and take what is there of it."""
+        buffer = self._buffer
         if length == 0:
+            self._buffer = buffer[start:]
             self._begin(request)
             return
+        server = self._server
         limit = server.body_limit(request)
-        check_size(length or 0, limit)
-        if length is not None and len(self._buffer) >= length:
-            # The usual case: the whole body in the same read.
-            request.body, self._buffer = self._buffer[:length], self._buffer[length:]
-            self._begin(request)
-            return
+        if length is not None:
+            check_size(length, limit)
+            end = start + length
+            if len(buffer) >= end:
+                # The usual case: the whole body in the same read.
+                request.body = buffer[start:end]
+                self._buffer = buffer[end:]
+                self._begin(request)
+                return
+        self._buffer = buffer[start:]
         small_chunks = server.limits.small_chunks
         self._body = ChunkedBody(limit, small_chunks) if length is None else SizedBody(length)
+        self._began = server.loop.time()
         self.state = BODY
-        if b"expect" in headers and minor and not self._buffer:
+        if b"expect" in request.headers and request.head.minor and not self._buffer:
             self._transport.write(_CONTINUE)
         self._read_body()
 
@@ -269,7 +305,7 @@ class Connection(asyncio.Protocol):
         if self.state == RUNNING:
             self._finish(request, response)
 
-    def _finish(self, request: Request, response: Response | None) -> None:
+    def _finish(self, request: Request, response: Reply | None) -> None:
         stream = self._stream
         if stream is None:
             if response is None:
@@ -289,7 +325,7 @@ class Connection(asyncio.Protocol):
             if self._buffer or not self._reading:
                 self._proceed()
 
-    def _send(self, request: Request | None, response: Response) -> None:
+    def _send(self, request: Request | None, response: Reply) -> None:
         try:
             head = self._head(request, response)
         except ValueError as error:
@@ -305,33 +341,33 @@ class Connection(asyncio.Protocol):
             self._transport.write(head)
             self._transport.write(body)
 
-    def _head(self, request: Request | None, response: Response) -> bytes:
-        own = self._own_lines(request)
-        if response.status in _NO_BODY:
-            return response_head(response.status, own, response.headers)
-        own += b"Content-Length: %d\r\n" % len(response.body)
-        typed = ((b"Content-Type", response.content_type), *response.headers)
-        return response_head(response.status, own, typed)
+    def _head(self, request: Request | None, response: Reply) -> bytes:
+        status = response.status
+        line, own = status_line(status), self._own_lines(request)
+        if status in _NO_BODY:
+            return b"%b%b%b\r\n" % (line, own, field_lines(None, tuple(response.headers)))
+        fields = field_lines(response.content_type, tuple(response.headers))
+        return b"%b%bContent-Length: %d\r\n%b\r\n" % (line, own, len(response.body), fields)
 
     def _own_lines(self, request: Request | None) -> bytes:
         server = self._server
         request_id = server.clock.new_id() if request is None else request.id
-        own = b"Date: %b\r\nX-Request-Id: %b\r\n" % (server.date, request_id.encode())
         if self._close or server.draining:
             self._close = True
-            own += b"Connection: close\r\n"
-        return own
+            return b"%b%b\r\nConnection: close\r\n" % (server.date_line, request_id.encode())
+        return b"%b%b\r\n" % (server.date_line, request_id.encode())
 
     def open_stream(self, request: Request, status: int, headers: Headers) -> ClientStream:
         """Send the head of a streamed answer; RuntimeError when there is an answer already."""
         if self._stream is not None or request is not self._request:
             raise RuntimeError("this request is answered already")
         # HTTP/1.0 knows no chunks: there the end of the connection is the end of the body.
-        chunked = request.minor == 1
+        chunked = request.head.minor == 1
         own = self._own_lines(request)
         if chunked:
             own += b"Transfer-Encoding: chunked\r\n"
-        head = response_head(status, own, headers)
+        fields = field_lines(None, tuple(headers))
+        head = b"%b%b%b\r\n" % (status_line(status), own, fields)
         mute = request.method == "HEAD"
         stream = ClientStream(self._transport, head, chunked=chunked, mute=mute)
         if self.state == RUNNING:
@@ -354,7 +390,3 @@ class Connection(asyncio.Protocol):
         self._body = None
         self._deadline = self._server.loop.time() + self._server.limits.linger_seconds
         self._transport.write_eof()
-
-
-def _asks_close(connection: bytes) -> bool:
-    return b"close" in re.split(rb"[\t ,]+", connection.lower())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import socket
 import struct
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,9 +14,11 @@ from tokenhub.core.errors import HubError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from tokenhub.web.head import Head
+
     Headers = Sequence[tuple[bytes, bytes]]
 
-_CLIENT_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+_NO_PARAMS: dict[str, str] = {}
 
 
 class Response:
@@ -38,6 +39,30 @@ class Response:
         self.content_type = content_type
 
 
+class Reply(Protocol):
+    """What a handler may answer with: a Response, or what looks like one."""
+
+    @property
+    def status(self) -> int:
+        """200 to 599."""
+        ...
+
+    @property
+    def body(self) -> bytes:
+        """All of it."""
+        ...
+
+    @property
+    def headers(self) -> Headers:
+        """Beside those that the edge adds."""
+        ...
+
+    @property
+    def content_type(self) -> bytes:
+        """Of the body."""
+        ...
+
+
 class Wire(Protocol):
     """The connection a request came on."""
 
@@ -50,53 +75,37 @@ class Request:
     """One request, whole, as it came.
 
     Attributes:
-        method: upper case, ``GET``.
-        target: the bytes between method and version.
-        path: target before ``?``, still percent-encoded.
-        minor: 1 for HTTP/1.1, 0 for HTTP/1.0.
-        query: target after ``?``, still percent-encoded.
-        headers: lower-case name to value; repeated ones joined by ``, ``.
+        head: what was understood of its head; an equal one may share it, so nobody changes it.
+        method, path, query, target, headers, client_id: the head's.
         body: decoded from its framing; empty while the body limit is asked.
         peer: the address of the other end, without port.
         id: made here, unique.
-        client_id: the client's own X-Request-Id when it is well formed, else "".
         params: captured from the path; filled by whoever matches routes.
         route: for the layer above to keep what it matched.
-        started: loop time at which the head was complete.
     """
 
     __slots__ = (
-        "_wire", "body", "client_id", "headers", "id", "method", "minor", "params", "path", "peer",
-        "query", "route", "started", "target",
+        "_wire", "body", "client_id", "head", "headers", "id", "method", "params", "path", "peer",
+        "query", "route", "target",
     )  # fmt: skip
 
     params: dict[str, str]
 
     def __init__(
-        self,
-        method: bytes,
-        target: bytes,
-        minor: int,
-        headers: dict[bytes, bytes],
-        wire: Wire,
-        peer: str,
-        request_id: str,
-        started: float,
+        self, head: Head, headers: dict[bytes, bytes], wire: Wire, peer: str, request_id: str
     ) -> None:
-        self.method = method.decode()
-        self.target = target
-        self.path, _, self.query = target.decode().partition("?")
-        self.minor = minor
+        self.head = head
+        self.method = head.method
+        self.target = head.target
+        self.path = head.path
+        self.query = head.query
         self.headers = headers
+        self.client_id = head.client_id
         self.body = b""
         self.peer = peer
         self.id = request_id
-        client_id = headers.get(b"x-request-id")
-        valid = client_id is not None and _CLIENT_ID.fullmatch(client_id)
-        self.client_id = valid[0].decode() if valid else ""
-        self.params = {}
+        self.params = _NO_PARAMS
         self.route: Any = None
-        self.started = started
         self._wire = wire
 
     def open_stream(self, status: int, headers: Headers) -> ClientStream:

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tokenhub.core.clock import Clock
+    from tokenhub.web.http import Reply
 
-    Handler = Callable[[Request], Awaitable[Response | None]]
+    Handler = Callable[[Request], Awaitable[Reply | None]]
     BodyLimit = Callable[[Request], int]
     Render = Callable[[Request | None, Exception], Response]
 
@@ -96,7 +97,7 @@ class HttpServer:
         self.limits = limits or Limits()
         self.draining = False
         self.connections: set[Connection] = set()
-        self.date = b""
+        self.date_line = b""
         self._render = render
         self._per_ip: dict[str, int] = {}
         self._orphans: set[asyncio.Task[None]] = set()
@@ -203,7 +204,8 @@ class HttpServer:
             limits.write_stall_seconds, limits.linger_seconds, 4.0,
         )  # fmt: skip
         self._timer = self.loop.call_later(shortest / 4, self._sweep)
-        self.date = http_date(self.clock.now_ms() // 1000)
+        # What every answer's own lines begin with.
+        self.date_line = b"Date: %b\r\nX-Request-Id: " % http_date(self.clock.now_ms() // 1000)
         now = self.loop.time()
         for connection in tuple(self.connections):
             connection.check_time(now)

@@ -10,6 +10,7 @@ import struct
 import pytest
 
 from tokenhub.core.errors import NotFound
+from tokenhub.web import connection
 from tokenhub.web.http import Response
 
 H = b"Host: h\r\n"
@@ -113,6 +114,83 @@ class TestRequests:
         client.send(post(body) + get(b"/next"))
         assert (await client.answer()).body == b"POST / " + body
         assert (await client.answer()).body == b"GET /next "
+
+    async def test_an_equal_head_with_another_length_is_known_again(self, http, echo, monkeypatch):
+        await http.serve(echo)
+        client = await http.connect()
+        extra = b"X-Request-Id: mine\r\nX: y\r\n"
+        client.send(post(b"abc", b"/a?b", extra))
+        assert (await client.answer()).body == b"POST /a?b abc"
+        monkeypatch.setattr(connection, "parse_head", None)
+        for body in (b"", b"x" * 12_345, b"abc", b"abcd"):
+            client.send(post(body, b"/a?b", extra))
+            answer = await client.answer()
+            assert (answer.status, answer.body) == (200, b"POST /a?b " + body)
+        assert len({request.id for request in echo.seen}) == 5
+        for request in echo.seen:
+            assert (request.path, request.query, request.client_id) == ("/a", "b", "mine")
+            assert request.headers[b"content-length"] == b"%d" % len(request.body)
+            assert request.headers[b"x"] == b"y"
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            post(b"abcd", b"/b"),
+            post(b"abcd", extra=b"X: z\r\n"),
+            post(b"abcd", extra=b"X: yy\r\n"),
+            post(b"abcd", extra=b"X: y\r\nAuthorization: Bearer other\r\n"),
+            post(b"abcd"),
+            get(extra=b"X: y\r\n"),
+            chunked(b"abcd", 2, extra=b"X: y\r\n"),
+            post(b"abcd", extra=b"X: y\r\nConnection: close\r\n"),
+        ],
+    )
+    @pytest.mark.parametrize("cut", [False, True])
+    async def test_another_head_is_read_anew(self, http, echo, other, cut):
+        await http.serve(echo)
+        client = await http.connect()
+        client.send(post(b"abc", extra=b"X: y\r\n"))
+        await client.answer()
+        if cut:
+            client.send(other[:40])
+            await asyncio.sleep(0.02)
+        client.send(other[40:] if cut else other)
+        behind = await client.answer()
+        alone = await http.connect()
+        alone.send(other)
+        assert (await alone.answer()).body == behind.body
+        _, one, two = echo.seen
+        assert one.headers == two.headers
+        assert (one.method, one.path, one.body) == (two.method, two.path, two.body)
+
+    @pytest.mark.parametrize("at", [10, 30, 50, 60])
+    async def test_an_equal_head_may_come_in_pieces(self, http, echo, at):
+        await http.serve(echo)
+        client = await http.connect()
+        raw = post(b"abcdef", extra=b"X: y\r\n")
+        client.send(post(b"abc", extra=b"X: y\r\n") + raw[:at])
+        await client.answer()
+        await asyncio.sleep(0.02)
+        client.send(raw[at:])
+        assert (await client.answer()).body == b"POST / abcdef"
+
+    async def test_an_equal_head_is_not_let_over_the_limit(self, http, echo):
+        first = post(b"abc")
+        await http.serve(echo, limits={"head": len(first) - 3})
+        client = await http.connect()
+        client.send(first)
+        assert (await client.answer()).status == 200
+        client.send(post(b"x" * 10))
+        assert (await client.answer()).status == 431
+
+    async def test_a_client_of_ever_new_heads_is_not_remembered_for_ever(self, http, echo):
+        server = await http.serve(echo)
+        client = await http.connect()
+        for number in range(6):
+            client.send(post(b"abc", b"/%d" % number))
+            await client.answer()
+        (kept,) = server.connections
+        assert kept._known.head.path == "/2"
 
     @pytest.mark.parametrize(
         "raw",

@@ -149,6 +149,15 @@ async def test_it_is_refused_and_nothing_after_it_is_read(name, http, echo):
     assert not echo.seen
 
 
+@pytest.mark.parametrize("name", CASES)
+async def test_it_is_refused_behind_a_head_that_begins_like_it(name, http, echo):
+    await http.serve(echo)
+    got = await http.exchange(P + b"Content-Length: 1\r\n\r\na" + CASES[name] + SECOND)
+    first, second = STATUS_LINE.findall(got)
+    assert (first, second[:1]) == (b"200", b"4")
+    assert [request.body for request in echo.seen] == [b"a"]
+
+
 async def test_a_refusal_says_why_without_repeating_the_bytes(http, echo):
     await http.serve(echo)
     got = await http.exchange(G + H + b"Authorization : Bearer sesame\r\n\r\n")
