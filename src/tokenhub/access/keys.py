@@ -74,7 +74,8 @@ class Keys:
         self._clock = clock
         self._pepper = pepper
         self._rows: dict[str, KeyRow] = {}
-        self._grants: dict[bytes, Grant] = {}
+        self._grants: dict[bytes, Grant] = {}  # by digest
+        self._current: dict[str, Grant] = {}  # the same by key id
         self._used: dict[str, int] = {}
         self._unsaved: set[str] = set()
 
@@ -112,17 +113,26 @@ class Keys:
             )
         digest = hmac.digest(self._pepper, presented.strip(), "sha256")
         grant = self._grants.get(digest)
-        if grant is None or not grant.enabled:
+        if grant is None or not self.renew(grant):
             raise _refused()
+        return grant
+
+    def renew(self, grant: Grant) -> bool:
+        """Whether a grant from ``authenticate`` holds for one more use, which is noted.
+
+        False when the key was changed, rotated or deleted since, or its time is over.
+        """
+        key_id = grant.key_id
+        if self._current.get(key_id) is not grant or not grant.enabled:
+            return False
         now = self._clock.now_ms()
         if (grant.expires_at is not None and now >= grant.expires_at) or (
             grant.rotate_by is not None and now >= grant.rotate_by
         ):
-            raise _refused()
-        key_id = grant.key_id
+            return False
         self._used[key_id] = now
         self._unsaved.add(key_id)
-        return grant
+        return True
 
     def list(self) -> list[dict[str, Any]]:
         """All keys as the admin sees them, newest first."""
@@ -142,8 +152,7 @@ class Keys:
 
     def grant_of(self, key_id: str) -> Grant | None:
         """What a key permits as it stands now, by its id; None when it is gone."""
-        row = self._rows.get(key_id)
-        return None if row is None else row.grant()
+        return self._current.get(key_id)
 
     def name_of(self, key_id: str) -> str:
         """The name of a key, "" when it is gone."""
@@ -277,7 +286,8 @@ class Keys:
     def _publish(self, row: KeyRow) -> None:
         self._withdraw_digest(row.id)
         self._rows[row.id] = row
-        self._grants[bytes.fromhex(row.key_hash)] = row.grant()
+        grant = self._current[row.id] = row.grant()
+        self._grants[bytes.fromhex(row.key_hash)] = grant
 
     def _withdraw(self, key_id: str) -> None:
         self._withdraw_digest(key_id)
@@ -288,6 +298,7 @@ class Keys:
     def _withdraw_digest(self, key_id: str) -> None:
         if (old := self._rows.get(key_id)) is not None:
             self._grants.pop(bytes.fromhex(old.key_hash), None)
+            self._current.pop(key_id, None)
 
     def _public(self, row: KeyRow) -> dict[str, Any]:
         return row.public(self._clock.now_ms(), self._used.get(row.id, row.last_used_at))

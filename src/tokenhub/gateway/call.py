@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import msgspec
 
@@ -66,6 +66,9 @@ class Answer(msgspec.Struct, frozen=True):
 
     body: bytes
     headers: Sequence[tuple[bytes, bytes]]
+
+    status: ClassVar[int] = 200
+    content_type: ClassVar[bytes] = b"application/json"
 
 
 class Call:

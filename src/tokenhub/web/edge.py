@@ -15,7 +15,7 @@ import msgspec
 from tokenhub.core.errors import Forbidden, HubError, Unauthorized
 from tokenhub.web.answers import NATIVE, OPENAI, PRIVATE, error_answer
 from tokenhub.web.gate import Gated
-from tokenhub.web.http import Request, Response, render_error
+from tokenhub.web.http import Reply, Request, Response, render_error
 from tokenhub.web.match import Matcher
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Route(msgspec.Struct, frozen=True):
 
     method: str
     path: str
-    handler: Callable[[Request, Any], Coroutine[Any, Any, Response | None]]
+    handler: Callable[[Request, Any], Coroutine[Any, Any, Reply | None]]
     access: str
     dialect: str = NATIVE
     spends: bool = False
@@ -79,7 +79,7 @@ class Edge:
         self._admin_limiter = admin_limiter
         self._on_refused = on_refused
         self._cors_origins = cors_origins
-        self._changes: set[asyncio.Task[Response | None]] = set()
+        self._changes: set[asyncio.Task[Reply | None]] = set()
         self._matcher: Matcher[Route] = Matcher()
         self._enter(routes)
         if admin_routes is not None:
@@ -90,19 +90,38 @@ class Edge:
             _check(route)
             self._matcher.add(route.method, route.path, route)
 
-    async def __call__(self, request: Request) -> Response | None:
-        """Answer a request; None when the handler streamed its answer."""
+    def __call__(self, request: Request) -> Coroutine[Any, Any, Reply | None]:
+        """Answer a request; None when the handler streamed its answer.
+
+        Raises:
+            HubError: it gets no further; ``failed`` makes the answer of it.
+        """
+        if self._cors_origins:
+            return self._for_browsers(request)
+        return self._handle(request)
+
+    def _handle(self, request: Request) -> Coroutine[Any, Any, Reply | None]:
+        route, caller = request.route or self._admit(request)
+        answer = route.handler(request, caller)
+        if route.access == ADMIN and route.method != "GET":
+            return self._to_its_end(answer)
+        return answer
+
+    async def _for_browsers(self, request: Request) -> Reply | None:
         try:
-            route, caller = request.route or self._admit(request)
-            if route.access == ADMIN and route.method != "GET":
-                answer = await self._to_its_end(route.handler(request, caller))
-            else:
-                answer = await route.handler(request, caller)
+            answer = await self._handle(request)
         except HubError as error:
             answer = error_answer(error, self._dialect(request), request)
-        if self._cors_origins and answer is not None:
-            self._allow_origin(request, answer)
-        return answer
+        origin = request.headers.get(b"origin")
+        if answer is None or origin not in self._cors_origins:
+            return answer
+        headers = (
+            *answer.headers,
+            (b"access-control-allow-origin", origin),
+            (b"vary", b"origin"),
+            (b"access-control-expose-headers", b"*"),
+        )
+        return Response(answer.status, answer.body, headers, answer.content_type)
 
     def max_body(self, request: Request) -> int:
         """How large the body of this request may be, asked before it is read.
@@ -127,7 +146,7 @@ class Edge:
             return render_error(None, error)
         return error_answer(error, self._dialect(request), request)
 
-    async def _to_its_end(self, change: Coroutine[Any, Any, Response | None]) -> Response | None:
+    async def _to_its_end(self, change: Coroutine[Any, Any, Reply | None]) -> Reply | None:
         """A change goes on when its client leaves: what is stored and what is in memory agree."""
         task = asyncio.get_running_loop().create_task(change)
         self._changes.add(task)
@@ -143,6 +162,16 @@ class Edge:
 
     def _admit(self, request: Request) -> tuple[Route, Grant | None]:
         """The route, and who calls; kept with the request, so that it is asked once."""
+        kept: tuple[Route, dict[str, str], Grant] | None = request.head.kept
+        if kept is not None:
+            # An equal head came before: it asks for the same, with the same key.
+            route, request.params, grant = kept
+            if self._v1_limiter is not None:
+                self._v1_limiter.check(request.peer, request.headers)
+            if not self._keys.renew(grant):
+                grant = self._authenticate(route, request)
+            request.route = route, grant
+            return route, grant
         if request.method == "OPTIONS" and self._cors_origins:
             return _PREFLIGHT, None
         route, request.params = self._matcher.match(request.method, request.path)
@@ -160,12 +189,17 @@ class Edge:
             return None
         if self._v1_limiter is not None:
             self._v1_limiter.check(request.peer, headers)
+        return self._authenticate(route, request)
+
+    def _authenticate(self, route: Route, request: Request) -> Grant:
+        headers = request.headers
         grant = self._keys.authenticate(headers.get(b"authorization"), headers.get(b"x-api-key"))
         if route.access != ANY_KEY and route.access not in grant.scopes:
             raise Forbidden(
                 f"This key has no scope `{route.access}`.",
                 hint="`tokenhubctl apikey edit <id>` changes the scopes of a key.",
             )
+        request.head.kept = route, request.params, grant
         return grant
 
     def _admin(self, authorization: bytes | None, request: Request) -> None:
@@ -180,16 +214,6 @@ class Edge:
             hint="Send `Authorization: Bearer $(tokenhubctl admin-token)`.",
             headers=((b"www-authenticate", b"Bearer"),),
         )
-
-    def _allow_origin(self, request: Request, answer: Response) -> None:
-        origin = request.headers.get(b"origin")
-        if origin in self._cors_origins:
-            answer.headers = [
-                *answer.headers,
-                (b"access-control-allow-origin", origin),
-                (b"vary", b"origin"),
-                (b"access-control-expose-headers", b"*"),
-            ]
 
 
 def _check(route: Route) -> None:

@@ -207,6 +207,35 @@ async def test_a_change_is_effective_on_the_very_next_request(keys):
     assert keys.grant_of(key_id) is None
 
 
+async def test_a_grant_holds_until_its_key_changes_or_ends(keys, clock):
+    key, key_id = await made(keys, expires_in="1h")
+    other, _ = await made(keys)
+    grant = accepted(keys, key)
+    await keys.edit(key_id, KeyFields(name="renamed"))
+    assert not keys.renew(grant)
+    for change in (
+        lambda: keys.edit(key_id, KeyFields(enabled=False)),
+        lambda: keys.edit(key_id, KeyFields(enabled=True)),
+        lambda: keys.mark_paid(key_id),
+        lambda: keys.rotate(key_id),
+        lambda: keys.delete(key_id),
+    ):
+        grant = keys.grant_of(key_id)
+        assert keys.renew(grant) == grant.enabled
+        await change()
+        assert not keys.renew(grant)
+    grant = accepted(keys, other)
+    clock.ms += 5
+    assert keys.renew(grant)
+    assert [row["last_used_at"] for row in keys.list()] == ["2027-01-15T08:00:00.005Z"]
+    ending, _ = await made(keys, expires_in="1h")
+    grant = accepted(keys, ending)
+    clock.ms += 3_600_000 - 1
+    assert keys.renew(grant)
+    clock.ms += 1
+    assert not keys.renew(grant)
+
+
 async def test_an_edit_leaves_what_it_does_not_name(keys):
     _, key_id = await made(keys, expires_in="30d", models=["a"], monthly_budget_usd="5")
     before = keys.get(key_id)

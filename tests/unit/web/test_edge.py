@@ -1,4 +1,4 @@
-"""The start refuses a route that could spend without the gate."""
+"""A route that could spend needs the gate; a key is checked with every request."""
 
 from __future__ import annotations
 
@@ -7,10 +7,18 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
+from tokenhub.access.key_fields import KeyFields
+from tokenhub.access.keys import Keys, load_pepper
+from tokenhub.access.limits import AddressLimiter
+from tokenhub.core.clock import SystemClock
+from tokenhub.storage.files import DataDir
+from tokenhub.storage.sqlite import SqliteDatabase
 from tokenhub.web.admin.table import AdminHandlers, admin_routes
+from tokenhub.web.answers import OPENAI
 from tokenhub.web.api.chat import ChatApi
 from tokenhub.web.edge import ADMIN, ANY_KEY, PUBLIC, SCOPES, Edge, Route
 from tokenhub.web.gate import Gated
+from tokenhub.web.http import Response
 from tokenhub.web.routes import Handlers, routes
 
 
@@ -95,3 +103,57 @@ async def test_a_forged_route_does_not_start(table, route, why):
 
 async def test_an_honest_route_starts(table):
     edge(*table, Route("POST", "/v1/embeddings", HONEST, "embeddings", spends=True))
+
+
+class Answers(Gated):
+    async def ask(self, request, grant):
+        return Response(200, f"{grant.name} {request.path}".encode())
+
+
+@pytest.fixture
+async def keys(tmp_path):
+    data = DataDir(tmp_path / "hub")
+    db = await SqliteDatabase.open(tmp_path / "edge.sqlite", SystemClock())
+    yield await Keys.open(db, SystemClock(), load_pepper(data))
+    await db.close()
+    data.close()
+
+
+@pytest.fixture
+async def ask(http, keys):
+    """Answers to one connection that sends the same head again and again."""
+    route = Route("POST", "/v1/ask", Answers(SimpleNamespace()).ask, "chat", OPENAI, spends=True)
+    limiter = AddressLimiter(SystemClock(), 1, 8)
+    handler = Edge([route], keys, SimpleNamespace(), v1_limiter=limiter)
+    await http.serve(handler, body_limit=handler.max_body, render=handler.failed)
+    client = await http.connect()
+
+    async def ask(key):
+        head = f"POST /v1/ask HTTP/1.1\r\nHost: h\r\nX-Api-Key: {key}\r\nContent-Length: 1\r\n\r\n"
+        nonlocal client
+        client.send(head.encode() + b"a")
+        answer = await client.answer()
+        if answer.headers.get(b"connection") == b"close":
+            client = await http.connect()
+        return answer.status, answer.body
+
+    return ask
+
+
+async def test_a_change_of_a_key_is_seen_on_a_connection_that_used_it(ask, keys):
+    key, row = await keys.create(KeyFields(name="one"))
+    assert await ask(key) == (200, b"one /v1/ask")
+    assert await ask(key) == (200, b"one /v1/ask")
+    await keys.edit(row.id, KeyFields(name="two"))
+    assert await ask(key) == (200, b"two /v1/ask")
+    await keys.edit(row.id, KeyFields(scopes=["plan"]))
+    assert (await ask(key))[0] == 403
+    await keys.edit(row.id, KeyFields(scopes=["chat"]))
+    assert (await ask(key))[0] == 200
+    await keys.delete(row.id)
+    assert (await ask(key))[0] == 401
+
+
+async def test_equal_requests_of_one_connection_count_against_its_address(ask, keys):
+    key, _ = await keys.create(KeyFields(name="one"))
+    assert [(await ask(key))[0] for _ in range(9)] == [200] * 8 + [429]

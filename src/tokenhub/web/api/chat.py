@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenhub.web.gate import Gated
-from tokenhub.web.http import Response
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from tokenhub.access.keys import Grant
-    from tokenhub.web.http import Request
+    from tokenhub.web.http import Reply, Request
 
 
 class ChatApi(Gated):
     """Hands a chat request to the pipeline."""
 
-    async def completions(self, request: Request, grant: Grant) -> Response | None:
+    def completions(self, request: Request, grant: Grant) -> Coroutine[Any, Any, Reply | None]:
         """Answer a chat request; None when the answer was streamed."""
-        answer = await self._pipeline.chat(request, grant)
-        return None if answer is None else Response(200, answer.body, answer.headers)
+        return self._pipeline.chat(request, grant)
 
-    async def native(self, request: Request, grant: Grant) -> Response | None:
+    def native(self, request: Request, grant: Grant) -> Coroutine[Any, Any, Reply | None]:
         """The same in our own envelope, with a policy."""
-        answer = await self._pipeline.native(request, grant)
-        return None if answer is None else Response(200, answer.body, answer.headers)
+        return self._pipeline.native(request, grant)
