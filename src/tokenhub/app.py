@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -251,7 +252,8 @@ class App:
 
         async def discovered(provider: Provider) -> list[Discovered]:
             upstream = demo if provider.type == "demo" else self.transport
-            return await discover(upstream, provider, self._credential(provider))
+            read = self._credential(provider)
+            return await discover(upstream, provider, None if read is None else read())
 
         self.retention = Retention(
             clock,
@@ -356,12 +358,13 @@ class App:
             return None
         return AddressLimiter(self.clock, rps, burst, self.settings.trusted_proxies)
 
-    def _credential(self, provider: Provider) -> bytes | None:
-        """The key of a provider, decrypted for one call; None when it has none."""
+    def _credential(self, provider: Provider) -> Callable[[], bytes] | None:
+        """How to read the key of a provider, decrypted for one call; None when it has none."""
         if provider.cred_store != "vault":
             return None
-        return self.vault.get(
-            secret_name(provider.id), kind="provider", owner=provider.id, origin=provider.origin
+        # By position: with names a partial costs a dictionary at each call.
+        return partial(
+            self.vault.get, secret_name(provider.id), "provider", provider.id, provider.origin
         )
 
     async def start(self) -> int:

@@ -118,13 +118,14 @@ class Attempt:
         call, chat, step = self._call, self._chat, self._step
         model = step.candidate.model
         lane = self._lane = self._lanes.to(model)
+        credential = None if lane.credential is None else lane.credential()
         limit = ledger.bound(
             call.grant, model, self._size, max_tokens=chat.max_tokens, choices=chat.choices
         )
         cap = _lowest(limit.max_tokens, step.candidate.output_cap)
-        request = lane.adapter.request(chat, lane.target, max_tokens=cap)
+        request = lane.adapter.request(chat, lane.target, credential, max_tokens=cap)
         if (trace := self._lanes.trace) is not None:
-            request.headers = [*request.headers, *trace(call.request, step.number)]
+            request.more = [*request.more, *trace(call.request, step.number)]
         async with ledger.spend(call.grant, call.request.id, step.number, model, limit) as hold:
             self._hold = hold
             hold.note(sent=True)

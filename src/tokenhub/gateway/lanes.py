@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tokenhub.core.catalog import EMPTY
 from tokenhub.providers.adapter import Target
 from tokenhub.providers.egress import parse_base_url
 
@@ -18,28 +19,41 @@ if TYPE_CHECKING:
 
 
 class Lane:
-    """One way to an answer: which format to speak, over what, to whom."""
+    """One way to an answer: which format to speak, over what, to whom.
 
-    __slots__ = ("adapter", "origin", "target", "upstream")
+    Attributes:
+        credential: reads the provider's key, for one request; None when it has none.
+    """
+
+    __slots__ = ("adapter", "credential", "origin", "target", "upstream")
 
     def __init__(
-        self, adapter: Adapter, upstream: Upstream, origin: Origin | None, target: Target
+        self,
+        adapter: Adapter,
+        upstream: Upstream,
+        origin: Origin | None,
+        target: Target,
+        credential: Callable[[], bytes] | None,
     ) -> None:
         self.adapter = adapter
         self.upstream = upstream
         self.origin = origin
         self.target = target
+        self.credential = credential
 
 
 class Lanes:
-    """Makes lanes; a credential is read from the vault for each call and kept by nobody.
+    """Makes lanes, and keeps them while the catalog stays the same.
+
+    A credential is no part of a lane: it is read from the vault for each call and kept by nobody.
 
     Args:
         catalog: the snapshot in force.
         adapters: by provider type.
         remote: the way to upstreams that have a base URL.
         builtin: the demo provider inside this process.
-        credential: a provider's key, None when it has none; VaultLocked while that is so.
+        credential: how to read a provider's key, None when it has none. Reading raises VaultLocked
+            while that is so, Conflict when the key is another address's.
         locked: whether credentials cannot be read now.
         trace: headers that tell a provider of the trace, None without tracing: from the request
             and the number of the attempt.
@@ -51,7 +65,7 @@ class Lanes:
         adapters: Mapping[str, Adapter],
         remote: Upstream,
         builtin: Upstream,
-        credential: Callable[[Provider], bytes | None],
+        credential: Callable[[Provider], Callable[[], bytes] | None],
         locked: Callable[[], bool],
         trace: Callable[[ClientRequest, int], list[tuple[bytes, bytes]]] | None = None,
     ) -> None:
@@ -62,22 +76,27 @@ class Lanes:
         self._remote = remote
         self._builtin = builtin
         self._credential = credential
+        self._of: Catalog = EMPTY  # the snapshot that the kept lanes belong to
+        self._kept: dict[str, Lane] = {}
 
     def to(self, model: Model) -> Lane:
-        """The lane to a model.
+        """The lane to a model, at the provider as the catalog has it now."""
+        catalog = self._catalog()
+        if catalog is not self._of:
+            self._of, self._kept = catalog, {}
+        lane = self._kept.get(model.id)
+        # A request that was decided before the catalog changed brings a model of the old one.
+        if lane is None or lane.target.model is not model:
+            lane = self._kept[model.id] = self._towards(catalog.provider_of(model), model)
+        return lane
 
-        Raises:
-            VaultLocked, Conflict: its provider's credential cannot be used now.
-        """
-        return self.towards(self._catalog().providers[model.provider_id], model)
-
-    def towards(self, provider: Provider, model: Model) -> Lane:
-        """The lane to a model at a given provider."""
-        target = Target(model=model, provider=provider, credential=self._credential(provider))
-        adapter = self._adapters[provider.type]
+    def _towards(self, provider: Provider, model: Model) -> Lane:
+        target, adapter = Target(model, provider), self._adapters[provider.type]
+        credential = self._credential(provider)
         if provider.type == "demo":
-            return Lane(adapter, self._builtin, None, target)
-        return Lane(adapter, self._remote, parse_base_url(provider.base_url), target)
+            return Lane(adapter, self._builtin, None, target, credential)
+        origin = parse_base_url(provider.base_url)
+        return Lane(adapter, self._remote, origin, target, credential)
 
     def unavailable(self) -> dict[str, str]:
         """Providers whose credential cannot be read now, with the reason."""

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from tokenhub.core.catalog import Model, Provider
 from tokenhub.core.chat import Usage
 from tokenhub.core.errors import FailureClass, ProviderError
 from tokenhub.providers.egress import parse_base_url
@@ -24,6 +23,7 @@ from tokenhub.providers.egress import parse_base_url
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tokenhub.core.catalog import Model, Provider
     from tokenhub.core.chat import ChatRequest
     from tokenhub.providers.upstream import UpstreamRequest
 
@@ -33,12 +33,22 @@ MAX_EVENT = 8 * 1024 * 1024  # bytes of one stream event; a longer one is garbag
 DONE = b"data: [DONE]\n\n"
 
 
-class Target(msgspec.Struct, frozen=True):
-    """Who is to answer: a model, its provider, and the provider's key (None = it has none)."""
+class Target:
+    """Who is to answer. It outlives a request, so the provider's key is no part of it.
 
-    model: Model
-    provider: Provider
-    credential: bytes | None
+    Attributes:
+        model, provider: as the catalog has them.
+        name: what the provider calls the model.
+        written_name: the same in JSON.
+    """
+
+    __slots__ = ("model", "name", "provider", "written_name")
+
+    def __init__(self, model: Model, provider: Provider) -> None:
+        self.model = model
+        self.provider = provider
+        self.name = model.name_at_provider
+        self.written_name = msgspec.Raw(msgspec.json.encode(self.name))
 
     def __repr__(self) -> str:
         return f"Target({self.model.id!r} at {self.provider.id!r})"
@@ -132,9 +142,20 @@ class Adapter(Protocol):
     dialect: str  # "openai" or "anthropic"
 
     def request(
-        self, chat: ChatRequest, target: Target, *, max_tokens: int | None
+        self,
+        chat: ChatRequest,
+        target: Target,
+        credential: bytes | None,
+        *,
+        max_tokens: int | None,
     ) -> UpstreamRequest:
-        """The provider's request. ``max_tokens`` caps the output; None leaves the client's.
+        """The provider's request.
+
+        Args:
+            chat: what the client asks.
+            target: who is to answer.
+            credential: the provider's key for this one request; None = it has none.
+            max_tokens: caps the output; None leaves the client's.
 
         Raises:
             InvalidRequest: the provider's API cannot express what the client asks; names the
@@ -166,9 +187,9 @@ class Adapter(Protocol):
         ...
 
 
-def base_path(provider: Provider) -> bytes:
+def base_path(base_url: str) -> bytes:
     """The path to put before ``/v1/...``; b"" for a provider inside this process."""
-    return parse_base_url(provider.base_url).path if provider.base_url else b""
+    return parse_base_url(base_url).path if base_url else b""
 
 
 def error_event(message: str, kind: str, code: str) -> bytes:

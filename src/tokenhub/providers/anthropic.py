@@ -6,6 +6,7 @@ refuses ``temperature``, ``top_p`` and ``top_k`` and takes its key as a bearer t
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from tokenhub.providers.adapter import USER_AGENT, Reply, Target, base_path
@@ -18,10 +19,10 @@ from tokenhub.providers.anthropic_request import (
 from tokenhub.providers.anthropic_stream import AnthropicRelay
 from tokenhub.providers.failures import classify
 from tokenhub.providers.openai_writer import Spoken, completion
-from tokenhub.providers.upstream import UpstreamRequest
+from tokenhub.providers.upstream import Heading, UpstreamRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from tokenhub.core.catalog import Provider
     from tokenhub.core.chat import ChatRequest
@@ -42,24 +43,24 @@ class AnthropicAdapter:
         self._clock = clock
 
     def request(
-        self, chat: ChatRequest, target: Target, *, max_tokens: int | None
+        self,
+        chat: ChatRequest,
+        target: Target,
+        credential: bytes | None,
+        *,
+        max_tokens: int | None,
     ) -> UpstreamRequest:
         """The Messages request; ``max_tokens`` is required there, so it always has one."""
         body = messages_body(
             chat,
-            model=target.model.name_at_provider,
+            model=target.name,
             version=_version(target.provider),
             max_tokens=max_tokens,
             default_max=target.model.max_output_tokens,
         )
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"accept", b"text/event-stream" if chat.stream else b"application/json"),
-            (b"user-agent", USER_AGENT),
-            *authentication(target.provider, target.credential),
-        ]
-        path = base_path(target.provider) + b"/v1/messages"
-        return UpstreamRequest(b"POST", path, headers, body)
+        provider = target.provider
+        heading = _heading(provider.base_url, _version(provider), chat.stream)
+        return UpstreamRequest(heading, body, authentication(provider, credential))
 
     def notes(self, chat: ChatRequest, target: Target) -> list[tuple[bytes, bytes]]:
         """The members that have no place in a Messages request."""
@@ -76,7 +77,7 @@ class AnthropicAdapter:
         message = read_message(body)
         usage = message.usage.usage() if message.usage is not None else None
         finish = finish_reason(message.stop_reason)
-        model = message.model or target.model.name_at_provider
+        model = message.model or target.name
         details = message.stop_details
         spoken = Spoken(
             text=message.joined("text", "text") or None,
@@ -102,7 +103,7 @@ class AnthropicAdapter:
         return AnthropicRelay(
             show_usage=chat.include_usage,
             created=self._clock.now_ms() // 1000,
-            model=target.model.name_at_provider,
+            model=target.name,
         )
 
     def failure(self, status: int, headers: Mapping[bytes, bytes], body: bytes) -> ProviderError:
@@ -110,15 +111,36 @@ class AnthropicAdapter:
         return classify(status, headers, body, now_ms=self._clock.now_ms())
 
 
-def authentication(provider: Provider, credential: bytes | None) -> list[tuple[bytes, bytes]]:
-    """The version header and the key, in the form that version wants it."""
-    version = _version(provider)
-    headers = [(b"anthropic-version", version.encode("ascii", "ignore"))]
-    if credential is not None and version >= WITHOUT_SAMPLING:
-        headers.append((b"authorization", b"Bearer " + credential))
-    elif credential is not None:
-        headers.append((b"x-api-key", credential))
-    return headers
+@lru_cache(maxsize=1024)
+def _heading(base_url: str, version: str, stream: bool) -> Heading:  # noqa: FBT001  # named, it costs twice
+    return Heading(
+        b"POST",
+        base_path(base_url) + b"/v1/messages",
+        [
+            (b"content-type", b"application/json"),
+            (b"accept", b"text/event-stream" if stream else b"application/json"),
+            (b"user-agent", USER_AGENT),
+            _version_header(version),
+        ],
+    )
+
+
+def versioned(provider: Provider) -> tuple[bytes, bytes]:
+    """The header that names the API's version."""
+    return _version_header(_version(provider))
+
+
+def authentication(provider: Provider, credential: bytes | None) -> Sequence[tuple[bytes, bytes]]:
+    """The key, in the form that the API's version wants it."""
+    if credential is None:
+        return ()
+    if _version(provider) >= WITHOUT_SAMPLING:
+        return ((b"authorization", b"Bearer " + credential),)
+    return ((b"x-api-key", credential),)
+
+
+def _version_header(version: str) -> tuple[bytes, bytes]:
+    return b"anthropic-version", version.encode("ascii", "ignore")
 
 
 def _version(provider: Provider) -> str:

@@ -6,6 +6,7 @@ changed that must be, and an answer travels byte for byte.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,7 +15,7 @@ from tokenhub.providers.adapter import USER_AGENT, Reply, Target, base_path
 from tokenhub.providers.failures import classify, classify_event, garbage
 from tokenhub.providers.openai_events import UsageObject
 from tokenhub.providers.openai_stream import OpenAIRelay
-from tokenhub.providers.upstream import UpstreamRequest
+from tokenhub.providers.upstream import Heading, UpstreamRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,22 +70,26 @@ class OpenAIAdapter:
         self._limit_name = limit_name
 
     def request(
-        self, chat: ChatRequest, target: Target, *, max_tokens: int | None
+        self,
+        chat: ChatRequest,
+        target: Target,
+        credential: bytes | None,
+        *,
+        max_tokens: int | None,
     ) -> UpstreamRequest:
         """The client's body with model, output cap and the wish for usage set."""
         changes: dict[str, msgspec.Raw | None] = {}
-        if chat.model != target.model.name_at_provider:
-            changes["model"] = msgspec.Raw(msgspec.json.encode(target.model.name_at_provider))
+        if chat.model != target.name:
+            changes["model"] = target.written_name
         if max_tokens is not None:
             self._cap(chat, max_tokens, changes)
         if chat.stream and not chat.include_usage:
             changes["stream_options"] = _with_usage(chat)
-        return UpstreamRequest(
-            method=b"POST",
-            target=base_path(target.provider) + b"/v1/chat/completions",
-            headers=_headers(target, stream=chat.stream),
-            body=chat.spliced(changes),
-        )
+        heading = _heading(target.provider.base_url, chat.stream)
+        if credential is None:
+            return UpstreamRequest(heading, chat.spliced(changes))
+        more = ((b"authorization", b"Bearer " + credential),)
+        return UpstreamRequest(heading, chat.spliced(changes), more)
 
     def notes(self, chat: ChatRequest, target: Target) -> list[tuple[bytes, bytes]]:
         """Nothing is ever left out in the provider's own dialect."""
@@ -150,15 +155,17 @@ def _with_usage(chat: ChatRequest) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode(options | {"include_usage": _true}))
 
 
-def _headers(target: Target, *, stream: bool) -> list[tuple[bytes, bytes]]:
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"accept", b"text/event-stream" if stream else b"application/json"),
-        (b"user-agent", USER_AGENT),
-    ]
-    if target.credential is not None:
-        headers.append((b"authorization", b"Bearer " + target.credential))
-    return headers
+@lru_cache(maxsize=1024)
+def _heading(base_url: str, stream: bool) -> Heading:  # noqa: FBT001  # named, it costs twice
+    return Heading(
+        b"POST",
+        base_path(base_url) + b"/v1/chat/completions",
+        [
+            (b"content-type", b"application/json"),
+            (b"accept", b"text/event-stream" if stream else b"application/json"),
+            (b"user-agent", USER_AGENT),
+        ],
+    )
 
 
 def _content_bytes(choices: list[_Choice]) -> int:

@@ -18,16 +18,16 @@ from tokenhub.core.errors import FailureClass, TransportError
 from tokenhub.providers.connection import Connection, StaleConnection
 from tokenhub.providers.dial import Dialer, Proxy
 from tokenhub.providers.egress import EgressPolicy, Origin
-from tokenhub.providers.upstream import Answer, Timeouts, Upstream, UpstreamRequest
+from tokenhub.providers.upstream import Answer, Heading, Timeouts, Upstream, UpstreamRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Sequence
     from pathlib import Path
 
     from tokenhub.providers.dial import Resolver
 
 __all__ = [
-    "Answer", "HttpTransport", "Proxy", "Timeouts", "Upstream", "UpstreamRequest",
+    "Answer", "Heading", "HttpTransport", "Proxy", "Timeouts", "Upstream", "UpstreamRequest",
 ]  # fmt: skip
 
 MAX_CONNECTIONS = 4096  # per origin
@@ -324,17 +324,38 @@ def _head(origin: Origin, request: UpstreamRequest) -> bytes:
     Raises:
         TransportError: CLIENT; a name, value or target would break out of its line.
     """
-    headers = request.headers
+    heading = request.heading
+    if heading.host != origin.host_header:
+        _write(heading, origin.host_header)
+    before, after = heading.written
     length = b"%d" % len(request.body)
-    parts = [request.method, b" ", request.target, b" HTTP/1.1\r\nHost: ", origin.host_header]
-    parts += (b"\r\nAccept-Encoding: identity\r\nContent-Length: ", length, b"\r\n")
+    return b"".join((before, length, after, _lines(request.more), b"\r\n"))
+
+
+def _write(heading: Heading, host: bytes) -> None:
+    """Write a heading for a host: what goes before and what after the body's length."""
+    before = b"%b %b HTTP/1.1\r\nHost: %b\r\nAccept-Encoding: identity\r\nContent-Length: " % (
+        heading.method, heading.target, host,
+    )  # fmt: skip
+    if before.count(b"\n") != 3 or before.count(b"\r") != 3 or b"\0" in before:
+        raise _broken()
+    if b" " in heading.target:
+        raise _broken()
+    heading.written = before, b"\r\n" + _lines(heading.headers)
+    heading.host = host
+
+
+def _lines(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    parts: list[bytes] = []
     for name, value in headers:
         parts += (name, b": ", value, b"\r\n")
-    parts.append(b"\r\n")
-    head = b"".join(parts)
-    ends = len(headers) + 5
-    broken = head.count(b"\n") != ends or head.count(b"\r") != ends or b"\0" in head
-    if broken or b" " in request.target:
-        message = "the request has a line break or NUL in a header, or a space in its target"
-        raise TransportError(FailureClass.CLIENT, message, sent=False)
-    return head
+    lines = b"".join(parts)
+    ends = len(headers)
+    if lines.count(b"\n") != ends or lines.count(b"\r") != ends or b"\0" in lines:
+        raise _broken()
+    return lines
+
+
+def _broken() -> TransportError:
+    message = "the request has a line break or NUL in a header, or a space in its target"
+    return TransportError(FailureClass.CLIENT, message, sent=False)

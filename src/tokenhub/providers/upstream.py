@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from tokenhub.providers.egress import Origin
 
@@ -34,34 +34,59 @@ class Timeouts(msgspec.Struct, frozen=True):
     total: float | None = None
 
 
-class UpstreamRequest:
-    """One request as its adapter wants it sent.
+class Heading:
+    """What all requests of a kind begin with; made once, so that only the rest is written anew.
+
+    It is kept, so it holds no credential.
 
     Args:
         method: b"GET", b"POST", ...; not HEAD or CONNECT.
         target: path and query, with the provider's base path, already percent-encoded.
         headers: without Host, Content-Length, Transfer-Encoding, Accept-Encoding and Connection,
             which are the transport's.
-        body: all of it.
+
+    Attributes:
+        host, written: the transport's, who last wrote it for this host: the bytes before and
+            after the length of the body.
     """
 
-    __slots__ = ("body", "headers", "method", "target")
+    __slots__ = ("headers", "host", "method", "target", "written")
 
     def __init__(
-        self,
-        method: bytes,
-        target: bytes,
-        headers: list[tuple[bytes, bytes]],
-        body: bytes = b"",
+        self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]
     ) -> None:
         self.method = method
         self.target = target
-        self.headers = headers
-        self.body = body
+        self.headers = tuple(headers)
+        self.host: bytes | None = None
+        self.written = (b"", b"")
 
     def __repr__(self) -> str:
-        # Headers carry credentials, targets may carry names: neither belongs into a log.
-        return f"UpstreamRequest({self.method!r}, {len(self.body)} bytes)"
+        # Targets may carry names, which do not belong into a log.
+        return f"Heading({self.method!r})"
+
+
+class UpstreamRequest:
+    """One request as its adapter wants it sent.
+
+    Args:
+        heading: what it shares with others.
+        body: all of it.
+        more: headers of this request alone, among them its credential.
+    """
+
+    __slots__ = ("body", "heading", "more")
+
+    def __init__(
+        self, heading: Heading, body: bytes = b"", more: Sequence[tuple[bytes, bytes]] = ()
+    ) -> None:
+        self.heading = heading
+        self.body = body
+        self.more = more
+
+    def __repr__(self) -> str:
+        # Headers carry credentials: they do not belong into a log.
+        return f"UpstreamRequest({self.heading.method!r}, {len(self.body)} bytes)"
 
 
 class Answer:

@@ -205,7 +205,7 @@ class Vault:
         self.lock("idle")
         return self._idle_limit
 
-    def get(self, name: str, *, kind: str, owner: str = "", origin: str = "") -> bytes:
+    def get(self, name: str, kind: str, owner: str = "", origin: str = "") -> bytes:
         """A secret, decrypted for this call; counts as use.
 
         Raises:
@@ -214,7 +214,10 @@ class Vault:
             Conflict: ``credential_rebind_required``: it is bound to another origin.
             VaultTampered: it was changed outside the vault.
         """
-        session = self._unlocked()
+        session, now = self._session, self._clock.monotonic()
+        if session is None or now - self._last_use >= self._idle_limit:
+            session = self._unlocked()
+        self._last_use = now
         row = self._rows.get(name)
         if row is None or row.kind != kind or row.owner != owner:
             raise missing(name)

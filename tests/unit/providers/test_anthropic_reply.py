@@ -18,7 +18,7 @@ from tokenhub.providers.adapter import Target
 from tokenhub.providers.sse import EventReader
 
 ADAPTER = adapters(SystemClock())["anthropic"]
-TARGET = Target(Model(id="m", provider_id="a"), Provider(id="a", type="anthropic"), None)
+TARGET = Target(Model(id="m", provider_id="a"), Provider(id="a", type="anthropic"))
 CHAT = parse_chat(b'{"model":"m","messages":[{"role":"user","content":"x"}]}')
 USAGE = {"input_tokens": 10, "output_tokens": 5}
 
@@ -167,7 +167,7 @@ def test_an_answer_sent_back_as_history_is_the_same_turn(content):
     said = json.loads(answer.choices[0].message.model_dump_json(exclude_none=True))
     history = {"model": "m", "messages": [{"role": "user", "content": "x"}, said]}
     chat = parse_chat(json.dumps(history).encode())
-    request = ADAPTER.request(chat, TARGET, max_tokens=None)
+    request = ADAPTER.request(chat, TARGET, None, max_tokens=None)
     assert json.loads(request.body)["messages"][1] == {"role": "assistant", "content": content}
 
 

@@ -37,18 +37,25 @@ _whole = TypeAdapter(MessageCreateParamsNonStreaming)
 _streamed = TypeAdapter(MessageCreateParamsStreaming)
 
 
-def target(version="", *, key=b"sk-ant-1", **model):
+KEY = b"sk-ant-1"
+
+
+def headers(request):
+    return dict((*request.heading.headers, *request.more))
+
+
+def target(version="", **model):
     provider = Provider(
         id="a", type="anthropic", base_url="https://api.anthropic.com", api_version=version
     )
-    return Target(Model(id="m", provider_id="a", upstream_name="claude", **model), provider, key)
+    return Target(Model(id="m", provider_id="a", upstream_name="claude", **model), provider)
 
 
 def sent(chat, *, version="", cap=None, **model):
     """The upstream request for a body, its JSON checked against the SDK's parameter types."""
     body = {"model": "m", "messages": [USER]} | chat
     parsed = parse_chat(json.dumps(body).encode())
-    request = ADAPTER.request(parsed, target(version, **model), max_tokens=cap)
+    request = ADAPTER.request(parsed, target(version, **model), KEY, max_tokens=cap)
     value = json.loads(request.body)
     known = _streamed if body.get("stream") else _whole
     # The SDK speaks the new version only, which has no sampling members.
@@ -259,9 +266,9 @@ def test_a_hostile_member_name_does_not_reach_a_header():
 
 def test_keys_and_versions_in_headers():
     chat = parse_chat(json.dumps({"messages": [USER], "stream": True}).encode())
-    old = dict(ADAPTER.request(chat, target(), max_tokens=None).headers)
-    new = dict(ADAPTER.request(chat, target(NEW), max_tokens=None).headers)
-    bare = dict(ADAPTER.request(chat, target(key=None), max_tokens=None).headers)
+    old = headers(ADAPTER.request(chat, target(), KEY, max_tokens=None))
+    new = headers(ADAPTER.request(chat, target(NEW), KEY, max_tokens=None))
+    bare = headers(ADAPTER.request(chat, target(), None, max_tokens=None))
     assert old[b"anthropic-version"] == b"2023-06-01"
     assert old[b"x-api-key"] == b"sk-ant-1"
     assert b"authorization" not in old
@@ -270,7 +277,7 @@ def test_keys_and_versions_in_headers():
     assert b"x-api-key" not in new
     assert old[b"accept"] == b"text/event-stream"
     assert not {b"x-api-key", b"authorization"} & bare.keys()
-    assert ADAPTER.request(chat, target(), max_tokens=None).target == b"/v1/messages"
+    assert ADAPTER.request(chat, target(), KEY, max_tokens=None).heading.target == b"/v1/messages"
 
 
 def test_stop_user_stream_effort_and_schema():
@@ -355,7 +362,7 @@ def test_deep_nesting_is_refused_not_crashed_on():
     deep_schema = b'{"a":' * 20_000 + b"1" + b"}" * 20_000
     body = b'{"messages":[{"role":"user","content":"x"}],"thinking":' + deep_schema + b"}"
     with pytest.raises(InvalidRequest):
-        ADAPTER.request(parse_chat(body), target(), max_tokens=None)
+        ADAPTER.request(parse_chat(body), target(), KEY, max_tokens=None)
 
 
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)

@@ -60,10 +60,9 @@ async def ask(up, request, *, kind="demo", timeouts=QUICK):
     target = Target(
         Model(id="m", provider_id="d", upstream_name=request.model),
         Provider(id="d", type=kind),
-        None,
     )
     adapter = ADAPTERS[kind]
-    sent = adapter.request(request, target, max_tokens=None)
+    sent = adapter.request(request, target, None, max_tokens=None)
     answer = await up.send(None, sent, timeouts, stream=request.stream)
     if answer.status != 200:
         raise adapter.failure(answer.status, answer.headers, await answer.read())
@@ -420,8 +419,8 @@ async def test_a_client_that_leaves_is_charged_for_what_it_got():
     up = upstream()
     request = chat(stream=True, demo={"tokens": 50, "chunk_ms": 5})
     first = asyncio.Event()
-    target = Target(Model(id="demo", provider_id="d"), Provider(id="d", type="demo"), None)
-    sent = ADAPTERS["demo"].request(request, target, max_tokens=None)
+    target = Target(Model(id="demo", provider_id="d"), Provider(id="d", type="demo"))
+    sent = ADAPTERS["demo"].request(request, target, None, max_tokens=None)
     answer = await up.send(None, sent, QUICK, stream=True)
     task = asyncio.create_task(answer.relay(lambda _: first.set()))
     await first.wait()
@@ -436,8 +435,8 @@ async def test_a_client_that_leaves_is_charged_for_what_it_got():
 async def test_pause_holds_the_stream_and_resume_goes_on():
     up = upstream()
     request = chat(stream=True, demo={"tokens": 5, "chunk_ms": 1})
-    target = Target(Model(id="demo", provider_id="d"), Provider(id="d", type="demo"), None)
-    sent = ADAPTERS["demo"].request(request, target, max_tokens=None)
+    target = Target(Model(id="demo", provider_id="d"), Provider(id="d", type="demo"))
+    sent = ADAPTERS["demo"].request(request, target, None, max_tokens=None)
     answer = await up.send(None, sent, Timeouts(), stream=True)
     got = []
 
@@ -459,9 +458,9 @@ async def test_pause_holds_the_stream_and_resume_goes_on():
 
 async def test_abort_and_a_failing_sink_end_the_relay():
     up = upstream()
-    target = Target(Model(id="demo", provider_id="d"), Provider(id="d", type="demo"), None)
+    target = Target(Model(id="demo", provider_id="d"), Provider(id="d", type="demo"))
     sent = ADAPTERS["demo"].request(
-        chat(stream=True, demo={"chunk_ms": 1000}), target, max_tokens=None
+        chat(stream=True, demo={"chunk_ms": 1000}), target, None, max_tokens=None
     )
     answer = await up.send(None, sent, Timeouts(), stream=True)
     task = asyncio.create_task(answer.relay(lambda _: None))

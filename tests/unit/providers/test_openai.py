@@ -20,14 +20,18 @@ ADAPTERS = adapters(SystemClock())
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
 
-def target(kind="openai", *, name="gpt", key=b"sk-1", url="https://api.example.com/base/v1"):
+def target(kind="openai", *, name="gpt", url="https://api.example.com/base/v1"):
     provider = Provider(id="p", type=kind, base_url=url)
-    return Target(Model(id="m", provider_id="p", upstream_name=name), provider, key)
+    return Target(Model(id="m", provider_id="p", upstream_name=name), provider)
 
 
-def request(body, *, kind="openai", cap=None, **options):
+def request(body, *, kind="openai", cap=None, key=b"sk-1", **options):
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return ADAPTERS[kind].request(parse_chat(raw), target(kind, **options), max_tokens=cap)
+    return ADAPTERS[kind].request(parse_chat(raw), target(kind, **options), key, max_tokens=cap)
+
+
+def headers(found):
+    return dict((*found.heading.headers, *found.more))
 
 
 def sent(body, **options):
@@ -36,13 +40,21 @@ def sent(body, **options):
 
 def test_where_and_how_it_is_sent():
     found = request(BODY)
-    assert found.method == b"POST"
-    assert found.target == b"/base/v1/chat/completions"
-    headers = dict(found.headers)
-    assert headers[b"authorization"] == b"Bearer sk-1"
-    assert headers[b"accept"] == b"application/json"
-    assert b"authorization" not in dict(request(BODY, key=None).headers)
-    assert request(BODY, kind="demo", url="").target == b"/v1/chat/completions"
+    assert found.heading.method == b"POST"
+    assert found.heading.target == b"/base/v1/chat/completions"
+    assert headers(found)[b"authorization"] == b"Bearer sk-1"
+    assert headers(found)[b"accept"] == b"application/json"
+    assert b"authorization" not in headers(request(BODY, key=None))
+    assert request(BODY, kind="demo", url="").heading.target == b"/v1/chat/completions"
+
+
+def test_what_is_kept_for_later_requests_holds_no_key():
+    heading = request(BODY).heading
+    assert request(BODY, key=b"sk-2").heading is heading
+    assert b"sk-" not in b"".join(value for _, value in heading.headers)
+    stream = request(BODY | {"stream": True})
+    assert headers(stream)[b"accept"] == b"text/event-stream"
+    assert headers(stream)[b"authorization"] == b"Bearer sk-1"
 
 
 def test_only_the_model_changes():

@@ -23,7 +23,13 @@ from tokenhub.providers import stream as stream_module
 from tokenhub.providers.connection import Connection
 from tokenhub.providers.egress import EgressPolicy, parse_base_url
 from tokenhub.providers.stream import StreamAnswer
-from tokenhub.providers.transport import HttpTransport, Proxy, Timeouts, UpstreamRequest
+from tokenhub.providers.transport import (
+    Heading,
+    HttpTransport,
+    Proxy,
+    Timeouts,
+    UpstreamRequest,
+)
 
 QUICK = Timeouts(connect=2.0, first_byte=2.0, idle=2.0)
 
@@ -48,10 +54,9 @@ async def transport():
     transport.close()
 
 
-def post(body=b"{}", target=b"/v1/chat/completions", headers=()):
-    return UpstreamRequest(
-        b"POST", target, [(b"content-type", b"application/json"), *headers], body
-    )
+def post(body=b"{}", target=b"/v1/chat/completions", headers=(), shared=()):
+    heading = Heading(b"POST", target, [(b"content-type", b"application/json"), *shared])
+    return UpstreamRequest(heading, body, headers)
 
 
 async def fails(transport, origin, *, request=None, timeouts=QUICK, stream=False):
@@ -94,6 +99,21 @@ class TestOneRequest:
             % server.port
         )
         assert body == b"hello"
+
+    async def test_a_heading_serves_many_requests_and_hosts(self, transport):
+        heading = Heading(b"POST", b"/v1/x", [(b"accept", b"*/*")])
+        async with upstream(always(answer())) as one, upstream(always(answer())) as two:
+            for server, body, key in [(one, b"a", b"k1"), (two, b"bcd", b"k2"), (one, b"", b"")]:
+                more = [(b"authorization", key)] if key else []
+                request = UpstreamRequest(heading, body, more)
+                await transport.send(server.origin, request, QUICK, stream=False)
+            heads = [one.requests[0][0], two.requests[0][0], one.requests[1][0]]
+        start = b"POST /v1/x HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nAccept-Encoding: identity\r\n"
+        assert heads == [
+            start % one.port + b"Content-Length: 1\r\naccept: */*\r\nauthorization: k1\r\n\r\n",
+            start % two.port + b"Content-Length: 3\r\naccept: */*\r\nauthorization: k2\r\n\r\n",
+            start % one.port + b"Content-Length: 0\r\naccept: */*\r\n\r\n",
+        ]
 
     async def test_large_bodies_both_ways(self, transport):
         body = bytes(range(256)) * 20_000
@@ -159,6 +179,9 @@ class TestOneRequest:
             post(headers=[(b"authorization", b"a\rb")]),
             post(headers=[(b"a\r\nb", b"c")]),
             post(headers=[(b"authorization", b"a\0b")]),
+            post(shared=[(b"version", b"1\r\nX-Evil: 1")]),
+            post(shared=[(b"version", b"1\r")]),
+            post(shared=[(b"ver\0sion", b"1")]),
             post(target=b"/v1/x HTTP/1.1\r\nHost: evil\r\n\r\n"),
             post(target=b"/v1/a b"),
         ],

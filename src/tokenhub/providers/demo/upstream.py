@@ -38,9 +38,10 @@ class DemoUpstream:
     ) -> Answer:
         """Answer one request; ``origin`` means nothing here."""
         del origin
-        headers = {name.lower(): value for name, value in request.headers}
+        heading = request.heading
+        headers = {name.lower(): value for name, value in (*heading.headers, *request.more)}
         scripted = self.provider.respond(
-            request.method.decode("ascii"), request.target, headers, request.body
+            heading.method.decode("ascii"), heading.target, headers, request.body
         )
         if scripted.wait:
             try:
