@@ -15,31 +15,34 @@ SMOOTHING = 0.1
 class Window:
     """Sums of the last ``BUCKETS`` buckets, and a moving average that outlives them."""
 
-    __slots__ = ("_buckets", "_turn", "usual_ms")
+    __slots__ = ("_bucket", "_buckets", "_ends", "_turn", "usual_ms")
 
     def __init__(self) -> None:
-        # One bucket: requests, errors, timed, latency sum, streams, first-token sum.
-        self._buckets = [[0, 0, 0, 0.0, 0, 0.0] for _ in range(BUCKETS)]
+        # One bucket: errors, answers, latency sum, streams, first-token sum.
+        self._buckets = [[0, 0, 0.0, 0, 0.0] for _ in range(BUCKETS)]
+        self._bucket: list[float] = self._buckets[0]
         self._turn = 0
+        self._ends = BUCKET_S  # when the bucket is full
         self.usual_ms = 0.0
 
-    def _bucket(self, now: float) -> list[float]:
+    def _advance(self, now: float) -> None:
         turn = int(now / BUCKET_S)
-        if turn != self._turn:
-            for missed in range(max(self._turn + 1, turn - BUCKETS + 1), turn + 1):
-                self._buckets[missed % BUCKETS] = [0, 0, 0, 0.0, 0, 0.0]
-            self._turn = turn
-        return self._buckets[turn % BUCKETS]
+        for missed in range(max(self._turn + 1, turn - BUCKETS + 1), turn + 1):
+            self._buckets[missed % BUCKETS] = [0, 0, 0.0, 0, 0.0]
+        self._turn = turn
+        self._ends = (turn + 1) * BUCKET_S
+        self._bucket = self._buckets[turn % BUCKETS]
 
     def answered(self, now: float, latency_ms: float, ttft_ms: float | None) -> None:
         """Count an answer."""
-        bucket = self._bucket(now)
-        bucket[0] += 1
-        bucket[2] += 1
-        bucket[3] += latency_ms
+        if now >= self._ends:
+            self._advance(now)
+        bucket = self._bucket
+        bucket[1] += 1
+        bucket[2] += latency_ms
         if ttft_ms is not None:
-            bucket[4] += 1
-            bucket[5] += ttft_ms
+            bucket[3] += 1
+            bucket[4] += ttft_ms
         if self.usual_ms:
             self.usual_ms += SMOOTHING * (latency_ms - self.usual_ms)
         else:
@@ -47,17 +50,18 @@ class Window:
 
     def failed(self, now: float) -> None:
         """Count an error; its time says nothing about an answer's."""
-        bucket = self._bucket(now)
-        bucket[0] += 1
-        bucket[1] += 1
+        if now >= self._ends:
+            self._advance(now)
+        self._bucket[0] += 1
 
     def rates(self, now: float) -> tuple[float, float, float]:
         """Error rate, mean latency and mean time to the first token; 0 = too few to say."""
-        self._bucket(now)
-        requests, errors, timed, latency, streams, ttft = map(sum, zip(*self._buckets, strict=True))
+        if now >= self._ends:
+            self._advance(now)
+        errors, answers, latency, streams, ttft = map(sum, zip(*self._buckets, strict=True))
         return (
-            errors / requests if requests else 0.0,
-            latency / timed if timed >= MIN_SAMPLES else 0.0,
+            errors / (errors + answers) if errors else 0.0,
+            latency / answers if answers >= MIN_SAMPLES else 0.0,
             ttft / streams if streams >= MIN_SAMPLES else 0.0,
         )
 
@@ -66,13 +70,13 @@ class Circuit:
     """One provider's counters. All times are monotonic seconds unless ``_ms``."""
 
     __slots__ = (
+        "answered",
         "consecutive",
         "errors",
         "last_error",
         "last_error_ms",
         "last_probe_error",
         "last_probe_ms",
-        "last_success_ms",
         "limited_until",
         "pauses",
         "probe_errors",
@@ -98,7 +102,8 @@ class Circuit:
         self.until = self.trial_until = self.limited_until = 0.0
         self.returned = float("-inf")
         self.last_error = self.last_probe_error = ""
-        self.last_error_ms = self.last_success_ms = self.last_probe_ms = 0
+        self.last_error_ms = self.last_probe_ms = 0
+        self.answered = 0.0  # the last time
 
     def closed(self, now: float) -> str:
         """Why nothing may be sent now; "" = it may."""

@@ -100,9 +100,9 @@ class Health:
     ) -> None:
         """An attempt came to a good end."""
         now = self._clock.monotonic()
-        circuit = self._circuit(provider_id)
+        circuit = self._circuits.get(provider_id) or self._circuit(provider_id)
         circuit.requests += 1
-        circuit.last_success_ms = self._clock.now_ms()
+        circuit.answered = now
         circuit.window.answered(now, latency_ms, ttft_ms)
         if (window := self._models.get(model_id)) is None:
             window = self._models[model_id] = Window()
@@ -290,6 +290,7 @@ class Health:
         circuit = self._circuits.get(provider_id) or Circuit()
         closed = circuit.closed(now)
         error_rate, latency, ttft = circuit.window.rates(now)
+        answered = self._wall(circuit.answered, now) if circuit.answered else 0
         return {
             "provider_id": provider_id,
             "state": circuit.judged(now),
@@ -303,7 +304,7 @@ class Health:
             "avg_ttft_ms": round(ttft, 1),
             "last_error": circuit.last_error,
             "last_error_time": _instant(circuit.last_error_ms),
-            "last_success_at": _instant(circuit.last_success_ms),
+            "last_success_at": _instant(answered),
             "cooldown_until": _instant(self._wall(self._reopens(circuit), now) if closed else 0),
             "probe_errors": circuit.probe_errors,
             "last_probe_at": _instant(circuit.last_probe_ms),

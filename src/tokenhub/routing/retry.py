@@ -61,6 +61,7 @@ class RetryBudget:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._second = 0
+        self._ends = 1.0  # when the second is over
         # One second more than the window for retries and none for requests: always on the safe
         # side of the exact sliding window.
         self._requests = [0] * RETRY_WINDOW_S
@@ -68,26 +69,29 @@ class RetryBudget:
 
     def request(self) -> None:
         """Count a request."""
-        self._turn()
+        now = self._clock.monotonic()
+        if now >= self._ends:
+            self._turn(now)
         self._requests[self._second % RETRY_WINDOW_S] += 1
 
     def take(self) -> bool:
         """Take one retry, if one is left."""
-        self._turn()
+        now = self._clock.monotonic()
+        if now >= self._ends:
+            self._turn(now)
         allowed = max(RETRY_FLOOR, RETRY_SHARE * sum(self._requests))
         if sum(self._retries) + 1 > allowed:
             return False
         self._retries[self._second % len(self._retries)] += 1
         return True
 
-    def _turn(self) -> None:
-        now = int(self._clock.monotonic())
-        if now == self._second:
-            return
+    def _turn(self, moment: float) -> None:
+        now = int(moment)
         for second in range(max(self._second + 1, now - RETRY_WINDOW_S), now + 1):
             self._requests[second % RETRY_WINDOW_S] = 0
             self._retries[second % len(self._retries)] = 0
         self._second = now
+        self._ends = now + 1.0
 
 
 class Wait(msgspec.Struct, frozen=True):
@@ -102,7 +106,7 @@ class Stop(msgspec.Struct, frozen=True):
     error: HubError
 
 
-class Try:
+class Try(msgspec.Struct, eq=False):
     """One attempt to make now.
 
     Attributes:
@@ -110,35 +114,65 @@ class Try:
         number: 1 for the first.
         first_token_s: give up when nothing has come by then.
         left_s: give up by then in any case.
+        started, started_ms: monotonic seconds and wall time.
+        ttft_ms: from then to the first token, None while none has come.
+        open: how it ended has not been reported yet.
     """
 
-    __slots__ = (
-        "candidate",
-        "first_token_s",
-        "left_s",
-        "number",
-        "open",
-        "started",
-        "started_ms",
-        "ttft_ms",
-    )
-
-    def __init__(
-        self, candidate: Candidate, number: int, first_token_s: float, left_s: float, clock: Clock
-    ) -> None:
-        self.candidate = candidate
-        self.number = number
-        self.first_token_s = first_token_s
-        self.left_s = left_s
-        self.started = clock.monotonic()
-        self.started_ms = clock.now_ms()
-        self.ttft_ms: float | None = None
-        self.open = True
+    candidate: Candidate
+    number: int
+    first_token_s: float
+    left_s: float
+    started: float
+    started_ms: int
+    ttft_ms: float | None = None
+    open: bool = True
 
 
 Step = Try | Wait | Stop
 _CANCELLED = ProviderError(FailureClass.CANCELLED, "Given up before it ended.")
-Record = Callable[[Attempt, float | None], object]
+Record = Callable[["Decision", Attempt, float | None], object]
+
+
+class _History:
+    """What was tried of a request and how it failed; not made while nothing has."""
+
+    __slots__ = ("again", "asked", "broken", "kinds", "last", "overflowed", "random", "waits")
+
+    def __init__(self) -> None:
+        self.kinds: dict[str, str] = {}  # model id → how its last attempt failed
+        self.broken: dict[str, str] = {}  # provider id → how its last attempt failed
+        self.asked: set[str] = set()  # provider ids
+        self.last = ""
+        self.overflowed = 0  # the largest context window that was too small
+        self.waits: list[float] = []
+        self.again: Candidate | None = None
+        self.random: random.Random | None = None
+
+    def begun(self, candidate: Candidate) -> None:
+        """An attempt was begun."""
+        self.kinds.setdefault(candidate.model_id, "")
+        self.asked.add(candidate.provider_id)
+
+    def failed(self, candidate: Candidate, error: ProviderError) -> None:
+        """An attempt has failed."""
+        self.last = error.kind
+        self.kinds[candidate.model_id] = error.kind
+        if error.kind == FailureClass.CONTEXT:
+            self.overflowed = max(self.overflowed, candidate.model.max_context_tokens)
+        else:
+            self.broken[candidate.provider_id] = error.kind
+        if error.retry_after is not None:
+            self.waits.append(error.retry_after)
+
+    def elsewhere(self, candidate: Candidate) -> bool:
+        """Whether nothing that failed speaks against a candidate."""
+        window = candidate.model.max_context_tokens
+        return (
+            candidate.model_id not in self.kinds
+            and candidate.provider_id not in self.broken
+            and (not self.overflowed or not window or window > self.overflowed)
+        )
 
 
 class Failover:
@@ -155,15 +189,13 @@ class Failover:
     """
 
     __slots__ = (
-        "_again", "_asked", "_broken", "_budget", "_clock", "_deadline", "_decision",
-        "_first_token_s", "_health", "_kinds", "_last", "_overflowed", "_random", "_record",
-        "_started", "_waits", "attempts",
+        "_budget", "_clock", "_deadline", "_decision", "_first", "_first_token_s", "_health",
+        "_history", "_record", "_started", "attempts",
     )  # fmt: skip
 
     def __init__(
         self,
         decision: Decision,
-        *,
         health: Health,
         budget: RetryBudget,
         clock: Clock,
@@ -179,68 +211,79 @@ class Failover:
         self._deadline = deadline
         self._record = record
         self._first_token_s = first_token_s
-        self._random: random.Random | None = None
         self._started = 0
-        self._kinds: dict[str, str] = {}  # model id → how its last attempt failed
-        self._broken: dict[str, str] = {}  # provider id → how its last attempt failed
-        self._asked: set[str] = set()  # provider ids
-        self._last = ""
-        self._overflowed = 0  # the largest context window that was too small
-        self._waits: list[float] = []
-        self._again: Candidate | None = None
+        self._first: Candidate | None = None
+        self._history: _History | None = None
         budget.request()
 
     def next(self) -> Step:
         """What to do now. A ``Try`` has begun and must be reported back."""
-        left = self._deadline - self._clock.monotonic()
-        again, self._again = self._again, None
+        now = self._clock.monotonic()
+        left = self._deadline - now
+        if not self._started and left > 0:
+            first = self._decision.candidates[0]
+            if self._health.begin(first.model.provider_id):
+                return self._try(first, left, now)
+        return self._next(left, now)
+
+    def _next(self, left: float, now: float) -> Step:
+        history = self._so_far()
+        again, history.again = history.again, None
         if left <= 0:
-            return Stop(exhausted(self._decision, self.attempts, self._waits, late=True))
+            return Stop(exhausted(self._decision, self.attempts, history.waits, late=True))
         if again is not None and self._health.begin(again.provider_id):
-            return self._try(again, left)
-        if self._last not in FINAL and self._started < MAX_ATTEMPTS:
+            return self._try(again, left, now)
+        if history.last not in FINAL and self._started < MAX_ATTEMPTS:
             for candidate in self._decision.candidates:
-                if self._elsewhere(candidate) and self._health.begin(candidate.provider_id):
-                    return self._try(candidate, left)
-            if (wait := self._retry(left)) is not None:
+                if history.elsewhere(candidate) and self._health.begin(candidate.provider_id):
+                    return self._try(candidate, left, now)
+            if (wait := self._retry(history, left)) is not None:
                 return wait
-        return Stop(exhausted(self._decision, self.attempts, self._waits))
+        return Stop(exhausted(self._decision, self.attempts, history.waits))
 
     def hedge(self) -> Try | None:
         """A further attempt beside those under way, at a provider that has none; or None.
 
         The caller reports the losers with ``cancelled``.
         """
-        left = self._deadline - self._clock.monotonic()
+        now = self._clock.monotonic()
+        left = self._deadline - now
         if left > 0 and self._started < MAX_ATTEMPTS:
+            history = self._so_far()
             for candidate in self._decision.candidates:
-                fresh = candidate.provider_id not in self._asked and self._elsewhere(candidate)
+                fresh = candidate.provider_id not in history.asked and history.elsewhere(candidate)
                 if fresh and self._health.begin(candidate.provider_id):
-                    return self._try(candidate, left)
+                    return self._try(candidate, left, now)
         return None
 
     def first_token(self, step: Try) -> None:
         """The first token of an attempt has come; there is no other attempt after this."""
         if step.ttft_ms is None:
             step.ttft_ms = (self._clock.monotonic() - step.started) * 1000.0
-            self._health.first_token(step.candidate.provider_id)
+            self._health.first_token(step.candidate.model.provider_id)
 
     def succeeded(self, step: Try, cost: int | None = None) -> Attempt:
         """An attempt has answered to the end; ``cost`` in nano-dollars, None if unknown."""
-        return self._close(step, None, cost)
+        step.open = False
+        candidate = step.candidate
+        model = candidate.model
+        attempt = Attempt(
+            number=step.number,
+            model_id=model.id,
+            provider_id=model.provider_id,
+            at_ms=step.started_ms,
+            latency_ms=(self._clock.monotonic() - step.started) * 1000.0,
+            ttft_ms=step.ttft_ms,
+            cost=cost,
+            propensity=candidate.propensity,
+        )
+        self.attempts.append(attempt)
+        self._record(self._decision, attempt, None)
+        return attempt
 
     def failed(self, step: Try, error: ProviderError, cost: int | None = None) -> Attempt:
         """An attempt failed, before or after its first byte."""
-        provider_id = step.candidate.provider_id
-        self._last = error.kind
-        self._kinds[step.candidate.model_id] = error.kind
-        if error.kind == FailureClass.CONTEXT:
-            window = step.candidate.model.max_context_tokens
-            self._overflowed = max(self._overflowed, window)
-        else:
-            self._broken[provider_id] = error.kind
-        if error.retry_after is not None:
-            self._waits.append(error.retry_after)
+        self._so_far().failed(step.candidate, error)
         return self._close(step, error, cost)
 
     def cancelled(self, step: Try, cost: int | None = None) -> Attempt | None:
@@ -249,40 +292,42 @@ class Failover:
             return None
         return self._close(step, _CANCELLED, cost)
 
-    def _elsewhere(self, candidate: Candidate) -> bool:
-        window = candidate.model.max_context_tokens
-        return (
-            candidate.model_id not in self._kinds
-            and candidate.provider_id not in self._broken
-            and (not self._overflowed or not window or window > self._overflowed)
-        )
+    def _so_far(self) -> _History:
+        if self._history is None:
+            self._history = _History()
+            if self._first is not None:
+                self._history.begun(self._first)
+        return self._history
 
-    def _retry(self, left: float) -> Wait | None:
-        again = next(filter(self._worth_again, self._decision.candidates), None)
+    def _retry(self, history: _History, left: float) -> Wait | None:
+        again = next((one for one in self._decision.candidates if self._worth(one, history)), None)
         if again is None:
             return None
-        if self._random is None:
-            self._random = random.Random(self._decision.seed)  # noqa: S311
-        pause = self._random.uniform(0.0, min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0**self._started))
+        if history.random is None:
+            history.random = random.Random(self._decision.seed)  # noqa: S311
+        most = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0**self._started)
+        pause = history.random.uniform(0.0, most)
         if pause >= left or not self._budget.take():
             return None
-        self._again = again
+        history.again = again
         return Wait(pause)
 
-    def _worth_again(self, candidate: Candidate) -> bool:
-        broken = self._broken.get(candidate.provider_id, "")
+    def _worth(self, candidate: Candidate, history: _History) -> bool:
+        broken = history.broken.get(candidate.provider_id, "")
         if not broken or broken in PROVIDER_WIDE:
             return False
         window = candidate.model.max_context_tokens
-        if self._overflowed and window and window <= self._overflowed:
+        if history.overflowed and window and window <= history.overflowed:
             return False
-        own = self._kinds.get(candidate.model_id)
+        own = history.kinds.get(candidate.model_id)
         return (own is None or own in AGAIN) and self._health.available(candidate.provider_id)
 
-    def _try(self, candidate: Candidate, left: float) -> Try:
+    def _try(self, candidate: Candidate, left: float, now: float) -> Try:
         self._started += 1
-        self._kinds.setdefault(candidate.model_id, "")
-        self._asked.add(candidate.provider_id)
+        if self._history is not None:
+            self._history.begun(candidate)
+        else:
+            self._first = candidate
         first = left
         if self._decision.query.stream:
             first = candidate.model.first_token_ms / 1000.0 or self._first_token_s
@@ -291,9 +336,9 @@ class Failover:
             if self._started < min(MAX_ATTEMPTS, len(self._decision.candidates)):
                 first = min(first, left / 2.0)  # leaves time for another one
             first = min(first, left)
-        return Try(candidate, self._started, first, left, self._clock)
+        return Try(candidate, self._started, first, left, now, self._clock.now_ms())
 
-    def _close(self, step: Try, error: ProviderError | None, cost: int | None) -> Attempt:
+    def _close(self, step: Try, error: ProviderError, cost: int | None) -> Attempt:
         step.open = False
         candidate = step.candidate
         attempt = Attempt(
@@ -301,16 +346,16 @@ class Failover:
             model_id=candidate.model_id,
             provider_id=candidate.provider_id,
             at_ms=step.started_ms,
-            kind="" if error is None else error.kind,
-            status=None if error is None else error.status,
-            message="" if error is None else error.message,
-            param="" if error is None else error.param,
-            provider_code="" if error is None else error.code,
+            kind=error.kind,
+            status=error.status,
+            message=error.message,
+            param=error.param,
+            provider_code=error.code,
             latency_ms=(self._clock.monotonic() - step.started) * 1000.0,
             ttft_ms=step.ttft_ms,
             cost=cost,
             propensity=candidate.propensity,
         )
         self.attempts.append(attempt)
-        self._record(attempt, None if error is None else error.retry_after)
+        self._record(self._decision, attempt, error.retry_after)
         return attempt

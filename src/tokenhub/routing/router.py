@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 import msgspec
@@ -43,7 +43,7 @@ REMEMBERED = 20_000  # latest answers that feedback can reach
 SEED_BITS = 48  # exact in every JSON reader
 
 
-class _Answer(NamedTuple):
+class _Answer(msgspec.Struct, frozen=True, gc=False):
     """What feedback to a request would change."""
 
     attempt: int
@@ -179,30 +179,23 @@ class Router:
             first_token_s: for models that set no limit of their own.
         """
         return Failover(
-            decision,
-            health=self.health,
-            budget=self.budget,
-            clock=self._clock,
-            deadline=deadline,
-            first_token_s=first_token_s,
-            record=lambda attempt, wait: self.record(decision, attempt, wait),
+            decision, self.health, self.budget, self._clock, deadline, self.record, first_token_s
         )
 
     def record(
         self, decision: Decision, attempt: Attempt, retry_after: float | None = None
     ) -> float | None:
         """Learn from an attempt at once: health, arms, log. Returns its reward, None if none."""
-        provider_id, model_id = attempt.provider_id, attempt.model_id
+        model_id, bucket = attempt.model_id, decision.bucket
         if attempt.kind == "":
-            self.health.answered(provider_id, model_id, attempt.latency_ms, attempt.ttft_ms)
+            self.health.answered(attempt.provider_id, model_id, attempt.latency_ms, attempt.ttft_ms)
+            answer = _Answer(attempt.number, model_id, bucket, 1.0)
+            self._remember(decision.query.request_id, answer)
         else:
-            self.health.failed(provider_id, attempt.kind, attempt.message, retry_after)
+            self.health.failed(attempt.provider_id, attempt.kind, attempt.message, retry_after)
         reward = reward_of(decision, attempt)
         if reward is not None:
-            self.bandit.update(model_id, decision.bucket, reward, self._clock.now_ms())
-        if attempt.kind == "":
-            answer = _Answer(attempt.number, model_id, decision.bucket, 1.0)
-            self._remember(decision.query.request_id, answer)
+            self.bandit.update(model_id, bucket, reward, self._clock.now_ms())
         if self._log is not None:
             self._log.attempt(decision, attempt, reward)
         return reward
@@ -235,7 +228,7 @@ class Router:
         change = QUALITY_SHARE * (score - answer.quality)
         now = self._clock.now_ms()
         self.bandit.correct(answer.model_id, answer.bucket, change, now)
-        self._answers[request_id] = answer._replace(quality=score)
+        self._answers[request_id] = msgspec.structs.replace(answer, quality=score)
         if self._log is not None:
             self._log.feedback(request_id, answer.attempt, score, change)
 

@@ -47,20 +47,23 @@ def bucket_of(tokens: int) -> str:
 class Arm:
     """What is known of one model in one bucket: faded sums of reward and of what missed 1."""
 
-    __slots__ = ("lost", "mean", "sd", "tick", "won")
+    __slots__ = ("_known", "lost", "tick", "won")
 
     def __init__(self, tick: int = 0, won: float = 0.0, lost: float = 0.0) -> None:
         self.tick = tick
         self.won = won
         self.lost = lost
-        self.mean, self.sd = PRIOR
-        self._derive()
+        self._known: tuple[float, float] | None = None
 
-    def _derive(self) -> None:
-        alpha = 1.0 + self.won
-        total = alpha + 1.0 + self.lost
-        self.mean = mean = alpha / total
-        self.sd = max(sqrt(mean * (1.0 - mean) / (total + 1.0)), SD_MIN)
+    @property
+    def posterior(self) -> tuple[float, float]:
+        """Mean and standard deviation; found when asked for, which is rarer than an answer."""
+        if self._known is None:
+            alpha = 1.0 + self.won
+            total = alpha + 1.0 + self.lost
+            mean = alpha / total
+            self._known = mean, max(sqrt(mean * (1.0 - mean) / (total + 1.0)), SD_MIN)
+        return self._known
 
     def age(self, tick: int) -> None:
         """Fade to a later tick; an earlier one changes nothing."""
@@ -69,19 +72,19 @@ class Arm:
             self.won *= faded
             self.lost *= faded
             self.tick = tick
-            self._derive()
+            self._known = None
 
     def learn(self, reward: float) -> None:
         """Take in one reward."""
         self.won = self.won * FADE + reward
         self.lost = self.lost * FADE + (1.0 - reward)
-        self._derive()
+        self._known = None
 
     def correct(self, change: float) -> None:
         """Move a reward that was already taken in by ``change``."""
         self.won = max(self.won + change, 0.0)
         self.lost = max(self.lost - change, 0.0)
-        self._derive()
+        self._known = None
 
 
 class Bandit:
@@ -93,7 +96,10 @@ class Bandit:
 
     def update(self, model_id: str, bucket: str, reward: float, now_ms: int) -> None:
         """Learn that an attempt at a model came to ``reward`` in [0, 1]."""
-        self._arm(model_id, bucket, now_ms).learn(reward)
+        arm = self._arms[bucket].get(model_id)
+        if arm is None or arm.tick != now_ms // TICK_MS:
+            arm = self._arm(model_id, bucket, now_ms)
+        arm.learn(reward)
 
     def correct(self, model_id: str, bucket: str, change: float, now_ms: int) -> None:
         """Move an earlier reward by ``change``, when feedback arrives after the fact."""
@@ -123,7 +129,7 @@ class Bandit:
         for model_id in model_ids:
             known = get(model_id)
             if known is not None:
-                found[model_id] = (known.mean, known.sd)
+                found[model_id] = known.posterior
         return found
 
     def snapshot(self) -> dict[str, dict[str, tuple[int, float, float]]]:
