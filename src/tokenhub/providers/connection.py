@@ -209,7 +209,12 @@ class Connection(asyncio.Protocol):
             if self._fault:
                 self._refuse()
             return
-        self._hand_on(self._take_parts())
+        data = self._take_parts()
+        stream = self._stream
+        if stream is None or self._done or self._fault:
+            self._hand_on(data)
+        elif data:
+            stream.push(data)
 
     def eof_received(self) -> None:
         """The other end will send no more."""
@@ -287,9 +292,9 @@ class Connection(asyncio.Protocol):
             parts.clear()
             self._size += len(data)
             self._active = True
-        if self._size > (MAX_STREAM_BODY if self._streaming else MAX_WHOLE_BODY):
-            self._fault = self._fault or "the answer's body is too large"
-            return b""
+            if self._size > (MAX_STREAM_BODY if self._streaming else MAX_WHOLE_BODY):
+                self._fault = self._fault or "the answer's body is too large"
+                return b""
         if self._wire > _MAX_OVERHEAD * self._size + _SLACK:
             self._fault = self._fault or "the answer is mostly chunk framing"
         return data

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import re
 from operator import itemgetter
-from typing import NamedTuple
 
 import msgspec
 
@@ -37,15 +36,6 @@ _event = msgspec.json.Decoder(Event)
 _string = msgspec.json.Decoder(str)
 
 
-class Row(NamedTuple):
-    """Whole events of a pattern, one behind the other; ``size`` is UTF-8 bytes said."""
-
-    start: int
-    end: int
-    events: int
-    size: int
-
-
 class Pattern:
     """A head and a foot that hold content and nothing else.
 
@@ -54,44 +44,64 @@ class Pattern:
         choice: the index of the choice that speaks.
     """
 
-    __slots__ = ("_foot", "_head", "_joint", "_needle", "_words_of", "choice")
+    __slots__ = (
+        "_foot",
+        "_head",
+        "_joint",
+        "_least",
+        "_needle",
+        "_words_at",
+        "_words_of",
+        "choice",
+    )  # fmt: skip
 
     def __init__(self, head: bytes, foot: bytes, choice: int) -> None:
         self._head = head
         self._foot = foot
         self._joint = foot + head
+        self._least = len(self._joint)
+        self._words_at = slice(len(head), -len(foot))
         self._needle = head[-_NEEDLE:]
         self._words_of = itemgetter(slice(None, len(self._needle) - len(self._joint)))
         self.choice = choice
 
-    def find(self, events: bytes) -> Row | None:
-        """The events of this pattern; None when there are none, or others among them.
-
-        What stands before and after is not looked at: the row is only one when that proves to be
-        whole events too.
-        """
-        head, foot = self._head, self._foot
-        start = 0 if events.startswith(head) else events.find(head)
-        if start < 0:
-            return None
-        first = start + len(head)
-        last = len(events) if events.endswith(foot) else events.rfind(foot, first) + len(foot)
-        words = events[first : last - len(foot)]
-        if last - len(foot) < first:
-            return None
-        pieces = words.split(self._needle)
-        if len(pieces) > 1:
+    def said(self, events: bytes) -> int:
+        """UTF-8 bytes said in events that are all of this pattern; -1 when they are not."""
+        if (
+            len(events) < self._least
+            or not events.startswith(self._head)
+            or not events.endswith(self._foot)
+        ):
+            return -1
+        words = events[self._words_at]
+        more = 0
+        if self._needle in words:
+            pieces = words.split(self._needle)
             final = pieces.pop()
             pieces = [*map(self._words_of, pieces), final]
             if self._joint.join(pieces) != words:
-                return None
-        try:
+                return -1
             # A blank after a cut escape makes it unsound: no piece can lean on its neighbour.
-            text: str = _string.decode(b'"' + b" ".join(pieces) + b'"')
+            words = b" ".join(pieces)
+            more = len(pieces) - 1
+        try:
+            text: str = _string.decode(b'"%b"' % words)
         except (msgspec.DecodeError, UnicodeDecodeError):
+            return -1
+        return (len(text) if text.isascii() else len(text.encode())) - more
+
+    def find(self, events: bytes) -> tuple[int, int, int] | None:
+        """Events of this pattern in a row: where it starts and ends, and the UTF-8 bytes said.
+
+        None when there are none, or others among them. What stands before and after is not looked
+        at: it is a row of whole events only when that proves to be whole events too.
+        """
+        start = events.find(self._head)
+        end = events.rfind(self._foot) + len(self._foot)
+        if start < 0 or end - start < self._least:
             return None
-        size = len(text) if text.isascii() else len(text.encode())
-        return Row(start, last, len(pieces), size - len(pieces) + 1)
+        size = self.said(events[start:end])
+        return None if size < 0 else (start, end, size)
 
 
 def learn(events: bytes) -> Pattern | None:

@@ -1,8 +1,9 @@
 """One OpenAI event stream, relayed byte for byte and read on the way.
 
-Fast path: a read that holds whole plain events is checked and read in one call (about 1 us per
-event) and returned as it came. Anything odd, comments, CRLF, other fields, a broken event, takes
-that read event by event through the SSE reader; the bytes that come out are the same.
+Most reads hold events that differ in their words alone, and are checked by their pattern. Other
+plain events are decoded one by one and their bytes returned as they came. Anything odd, comments,
+CRLF, other fields, a broken event, takes that read event by event through the SSE reader. The bytes
+that come out, and what is noted of them, are the same on all three ways.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tokenhub.providers.sse import EventReader, EventTooLarge
 
 if TYPE_CHECKING:
     from tokenhub.providers.openai_events import Event
-    from tokenhub.providers.openai_pattern import Pattern, Row
+    from tokenhub.providers.openai_pattern import Pattern
 
 _PREFIX = b"data: "
 _BREAK = b"\n\n"
@@ -54,6 +55,13 @@ class OpenAIRelay(StreamRelay):
         """Whole events of this read, with what was left of the last one in front."""
         if self.complete or self.failure is not None:
             return b""
+        pattern = self._pattern
+        if pattern is not None and not self._tail and (size := pattern.said(data)) >= 0:
+            # Nothing but words, most reads of a slow stream: what else there is to note of them
+            # was noted when the pattern was learnt.
+            self.content_bytes += size
+            self._guesses = _GUESSES
+            return data if self.started else self._release(data)
         if self._reader is not None:
             return self._release(self._one_by_one(self._reader, data))
         if b"\r" in data:
@@ -97,7 +105,7 @@ class OpenAIRelay(StreamRelay):
                 return None
             out = self._kept(body, events)
         else:
-            start, end, _, size = row
+            start, end, size = row
             before, after = _read(body[:start]), _read(body[end:])
             if before is None or after is None:
                 return None
@@ -113,19 +121,17 @@ class OpenAIRelay(StreamRelay):
         self.complete = done
         return out
 
-    def _row(self, body: bytes) -> Row | None:
+    def _row(self, body: bytes) -> tuple[int, int, int] | None:
         """The events of this stream's pattern; it is learnt anew when the words become others'."""
         row = None if self._pattern is None else self._pattern.find(body)
-        if row is None and self._guesses:
+        if row is not None:
+            self._guesses = _GUESSES
+        elif self._guesses:
             self._guesses -= 1
             # Kept when there is nothing to learn: a comment or a tool call came in between.
             if (pattern := learn(body)) is not None:
                 self._pattern = pattern
                 row = pattern.find(body)
-                if row is None or row.events == 1:
-                    return row
-        if row is not None:
-            self._guesses = _GUESSES
         return row
 
     def _kept(self, body: bytes, events: list[Event]) -> bytes:
@@ -205,6 +211,7 @@ class OpenAIRelay(StreamRelay):
     def _switch(self, data: bytes) -> bytes:
         """Other line ends: from here on the SSE reader finds the events."""
         self._reader = EventReader()
+        self._pattern = None
         data, self._tail = self._tail + data, b""
         return self._one_by_one(self._reader, data)
 

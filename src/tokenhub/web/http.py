@@ -140,8 +140,12 @@ class ClientStream:
 
     def write(self, data: bytes) -> None:
         """Send ``data`` as one piece; nothing is sent for b""."""
-        if self.open and (framed := self._frame(data)):
-            self._send(framed)
+        if self.open and data and not self._mute:
+            # Once for each read of a provider: without the frames of _frame and _send.
+            framed = b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data
+            if self._unsent:
+                framed, self._unsent = self._unsent + framed, b""
+            self._transport.write(framed)
 
     def end(self, data: bytes = b"") -> None:
         """The body is complete with ``data``; the connection can serve the next request."""

@@ -136,7 +136,16 @@ def test_a_row_of_words_is_counted_whole(texts, escaped):
     words = [json.dumps(t) if escaped else json.dumps(t, ensure_ascii=False) for t in texts]
     row = b"".join(event(f'{{"content":{text}}}') for text in words)
     size = len("".join(texts).encode())
-    assert learn(row).find(row) == (0, len(row), len(texts), size)
+    assert learn(row).said(row) == size
+
+
+def test_a_head_and_a_foot_that_share_a_quote_are_no_event():
+    pattern = learn(word("one"))
+    cut_short = word("").replace(b'""', b'"')
+    assert pattern.said(word("")) == 0
+    assert pattern.said(cut_short) == -1
+    assert pattern.find(cut_short) is None
+    agree([word("one"), cut_short, word("two")])
 
 
 @pytest.mark.parametrize(
