@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tokenhub.core.clock import Clock
 
 MAX_ADDRESSES = 100_000
+MAX_IDLE_KEYS = 10_000
 UNLIMITED = -1
 
 
@@ -31,8 +32,11 @@ class Bucket:
 
     def take(self, rate: float, burst: float, now: float) -> float:
         """Take one token: 0, or the seconds until there is one."""
-        tokens = min(burst, self._tokens + max(0.0, now - self._at) * rate)
-        self._at = max(now, self._at)
+        tokens = self._tokens
+        if now > self._at:
+            tokens += (now - self._at) * rate
+            self._at = now
+        tokens = min(tokens, burst)
         if tokens >= 1.0:
             self._tokens = tokens - 1.0
             return 0.0
@@ -41,17 +45,15 @@ class Bucket:
 
 
 class Admission:
-    """A request under way, counted against its key until it leaves the ``with`` block."""
+    """The requests of one key under way: one more within a ``with`` block."""
 
-    __slots__ = ("_key_id", "_running")
+    __slots__ = ("running",)
 
-    def __init__(self, running: dict[str, int], key_id: str) -> None:
-        self._running = running
-        self._key_id = key_id
+    def __init__(self) -> None:
+        self.running = 0
 
     def __enter__(self) -> None:
-        running, key_id = self._running, self._key_id
-        running[key_id] = running.get(key_id, 0) + 1
+        self.running += 1
 
     def __exit__(
         self,
@@ -59,12 +61,7 @@ class Admission:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        running, key_id = self._running, self._key_id
-        left = running[key_id] - 1
-        if left:
-            running[key_id] = left
-        else:
-            del running[key_id]
+        self.running -= 1
 
 
 class KeyLimits:
@@ -83,7 +80,7 @@ class KeyLimits:
         self._clock = clock
         self._default = (float(default_rps), float(default_burst))
         self._buckets: dict[str, Bucket] = {}
-        self._running: dict[str, int] = {}
+        self._admissions: dict[str, Admission] = {}
         self.refused = 0
 
     def admit(self, grant: Grant) -> Admission:
@@ -96,23 +93,34 @@ class KeyLimits:
         rate = grant.rate_limit_rps
         if rate >= 0:
             self._take(key_id, rate)
-        if grant.max_concurrent and self._running.get(key_id, 0) >= grant.max_concurrent:
+        admission = self._admissions.get(key_id)
+        if admission is None:
+            admission = self._first(key_id)
+        if grant.max_concurrent and admission.running >= grant.max_concurrent:
             self.refused += 1
             raise _refusal(
                 f"This key may have {grant.max_concurrent} requests under way at once.",
                 "concurrency_limited",
                 1.0,
             )
-        return Admission(self._running, key_id)
+        return admission
 
     def running(self, key_id: str) -> int:
         """Requests of a key under way."""
-        return self._running.get(key_id, 0)
+        admission = self._admissions.get(key_id)
+        return 0 if admission is None else admission.running
 
     def retain(self, key_ids: Sequence[str]) -> None:
         """Forget the keys that are gone."""
         for key_id in self._buckets.keys() - set(key_ids):
             del self._buckets[key_id]
+
+    def _first(self, key_id: str) -> Admission:
+        if len(self._admissions) >= MAX_IDLE_KEYS:
+            under_way = {name: one for name, one in self._admissions.items() if one.running}
+            self._admissions = under_way
+        admission = self._admissions[key_id] = Admission()
+        return admission
 
     def _take(self, key_id: str, own: int) -> None:
         rate, burst = (float(own), 2.0 * own) if own else self._default

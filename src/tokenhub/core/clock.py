@@ -31,7 +31,7 @@ class SystemClock:
     """
 
     def __init__(self) -> None:
-        self._prefix = os.urandom(6).hex()
+        self._prefix = f"r-{os.urandom(6).hex()}-"
         self._counter = itertools.count(1)
 
     def now_ms(self) -> int:
@@ -43,4 +43,4 @@ class SystemClock:
 
     def new_id(self) -> str:
         """A fresh id like ``r-3f9a0c1b2d4e-1a``."""
-        return f"r-{self._prefix}-{next(self._counter):x}"
+        return self._prefix + "%x" % next(self._counter)  # noqa: UP031  # twice as fast as format

@@ -30,13 +30,12 @@ def framing(headers: dict[bytes, bytes]) -> int | None:
     return int(length)
 
 
-def check_size(size: int, limit: int) -> None:
-    """Raise TooLarge when a body of ``size`` bytes is over ``limit``."""
-    if size > limit:
-        raise TooLarge(
-            f"The request body is over the {limit} bytes this path takes.",
-            hint="Send a smaller body.",
-        )
+def too_large(limit: int) -> TooLarge:
+    """The refusal of a body of more than ``limit`` bytes."""
+    return TooLarge(
+        f"The request body is over the {limit} bytes this path takes.",
+        hint="Send a smaller body.",
+    )
 
 
 class SizedBody:
@@ -121,7 +120,8 @@ class ChunkedBody:
         if not _CHUNK_SIZE.fullmatch(line):
             raise Refused(400, "invalid_chunk", "A chunk must start with its size in hexadecimal.")
         size = int(line, 16)
-        check_size(self.received + size, self._limit)
+        if self.received + size > self._limit:
+            raise too_large(self._limit)
         self._last = not size
         self._missing = size + 2
         self._small_left -= size < _SMALL

@@ -41,7 +41,9 @@ _ASKING = frozenset((b"content-encoding", b"expect", b"upgrade"))
 _OURS = frozenset(
     (b"connection", b"content-length", b"date", b"transfer-encoding", b"x-request-id")
 )
-_STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
+STATUS_LINES = {
+    s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus if s >= 200
+}
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = (
@@ -229,10 +231,13 @@ def _what_is_wrong(head: bytes) -> str:
 
 
 def status_line(status: int) -> bytes:
-    """The first line of an answer; ValueError for no status of a final one."""
+    """The first line of an answer that has none in ``STATUS_LINES``.
+
+    Raises ValueError for no status of a final answer.
+    """
     if not 200 <= status <= 599:
         raise ValueError(f"{status} is not the status of a final answer")
-    return _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+    return b"HTTP/1.1 %d \r\n" % status
 
 
 @lru_cache(maxsize=512)  # most answers carry one of a few sets of headers
