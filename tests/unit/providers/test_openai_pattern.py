@@ -35,6 +35,11 @@ def word(text, **more):
     return event(f'{{"content":{json.dumps(text, ensure_ascii=False)}}}', **more)
 
 
+def padded(parts):
+    text, padding = parts
+    return word(text, after=f',"usage":null,"obfuscation":"{padding}"')
+
+
 def ran(relay, reads):
     pieces = [relay.feed(read) for read in reads]
     noted = {name: getattr(relay, name) for name in NOTED}
@@ -65,6 +70,12 @@ EVENTS = st.one_of(
     TEXTS.map(lambda text: event({"reasoning_content": text, "reasoning": text})),
     TEXTS.map(lambda text: word(text, index=1)),
     TEXTS.map(lambda text: word(text, after=f',"obfuscation":{json.dumps(text)}')),
+    st.tuples(TEXTS, st.sampled_from(["", "x1Yz", "a7", "b c"])).map(padded),
+    st.tuples(TEXTS, st.sampled_from(["", "x1Yz", "a7", "b c"])).map(padded),
+    TEXTS.map(
+        lambda text: event(f'{{"tool_calls":[{{"function":{{"arguments":{json.dumps(text)}}}}}]}}')
+    ),
+    TEXTS.map(lambda text: event(f'{{"refusal":{json.dumps(text)}}}')),
     TEXTS.map(lambda text: word(text, after=',"usage":{"prompt_tokens":3}')),
     TEXTS.map(lambda text: event(f'{{"content":{json.dumps(text)},"content":"twice"}}')),
     st.sampled_from(
@@ -137,6 +148,41 @@ def test_a_row_of_words_is_counted_whole(texts, escaped):
     row = b"".join(event(f'{{"content":{text}}}') for text in words)
     size = len("".join(texts).encode())
     assert learn(row).said(row) == size
+
+
+@given(st.lists(TEXTS, min_size=1, max_size=20))
+@settings(deadline=None)
+def test_padding_is_not_counted(texts):
+    texts = ["first", *texts]
+    row = b"".join(padded((text, "x1Yz"[: i % 5])) for i, text in enumerate(texts))
+    assert learn(row).said(row) == len("".join(texts).encode())
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        padded(("a", "b c")),
+        padded(("a", '","error":{"message":"no"},"x":"')),
+        word("a"),
+        word("a", after=',"usage":null'),
+        padded(("a", "x")).replace(b'"usage":null', b'"usage":{}'),
+        padded(("a", "x")).replace(b"null}]", b'"stop"}]'),
+    ],
+)
+def test_an_event_that_is_padded_otherwise_is_not_of_the_pattern(odd):
+    one, pattern = padded(("one", "x1")), learn(padded(("one", "yz")))
+    assert pattern.said(one + one) == 6
+    assert pattern.said(odd) == pattern.said(one + odd) == pattern.said(one + odd + one) == -1
+    agree([one, odd, one + odd, one + odd + one])
+
+
+def test_a_calls_arguments_are_words_too():
+    calls = [
+        event(f'{{"tool_calls":[{{"index":0,"function":{{"arguments":{json.dumps(text)}}}}}]}}')
+        for text in ("city", '{"', "🌍")
+    ]
+    assert learn(calls[0]).said(b"".join(calls)) == len('city{"🌍'.encode())
+    agree(calls)
 
 
 def test_a_head_and_a_foot_that_share_a_quote_are_no_event():
