@@ -66,7 +66,7 @@ _MEDIA = _IMAGES | _FILES | _AUDIO
 _PAYLOADS = frozenset({"data", "file_data"})
 
 
-class Measure(msgspec.Struct, frozen=True, kw_only=True):
+class Measure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A request's size, taken once and good for every candidate.
 
     Attributes:

@@ -82,6 +82,34 @@ def _higher(one: int | None, two: int | None) -> int | None:
 NO_LIMITS = Limits()
 
 
+class Features(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Cheap numbers about a prompt; a record leaves out those that are 0.
+
+    Args:
+        version: which set of numbers this is; ``gateway.features`` says what they count.
+        bytes: the whole conversation.
+        messages, digits, upper, non_ascii, lines, questions, code, braces, equations: counts of
+            its beginning.
+        tools: how many are offered; ``tool_set``: a checksum that tells one set from another.
+        json: 1 when a format of the answer is asked for.
+    """
+
+    version: int
+    bytes: int = 0
+    messages: int = 0
+    digits: float = 0
+    upper: float = 0
+    non_ascii: float = 0
+    lines: int = 0
+    questions: int = 0
+    code: int = 0
+    braces: int = 0
+    equations: int = 0
+    tools: int = 0
+    tool_set: int = 0
+    json: float = 0
+
+
 class RouteQuery(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What routing needs to know of a request.
 
@@ -100,7 +128,7 @@ class RouteQuery(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         models: the key's allow-list of model ids and alias names; empty = all.
         allow_fallback: another model may answer when the named one cannot.
         key_id: what aliases with ``sticky_by: api_key`` stick to.
-        features: further cheap numbers for offline evaluation; not read by any policy yet.
+        features: for offline evaluation; not read by any policy yet.
     """
 
     request_id: str = ""
@@ -118,7 +146,7 @@ class RouteQuery(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     models: tuple[str, ...] = ()
     allow_fallback: bool = False
     key_id: str = ""
-    features: dict[str, float] = {}
+    features: Features | None = None
 
 
 class ProviderView(msgspec.Struct, frozen=True, omit_defaults=True):

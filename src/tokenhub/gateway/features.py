@@ -8,8 +8,10 @@ be read back from them.
 from __future__ import annotations
 
 import string
-import zlib
 from typing import TYPE_CHECKING
+from zlib import crc32
+
+from tokenhub.core.decision import Features
 
 if TYPE_CHECKING:
     from tokenhub.core.chat import ChatRequest
@@ -29,12 +31,11 @@ _CLASSES = bytes(
 _DROPPED = bytes(byte for byte in range(128) if _CLASSES[byte] not in b"0A?{=`\\")
 
 
-def features_of(chat: ChatRequest) -> dict[str, float]:
-    """Numbers by name; ``version`` says which set this is.
+def features_of(chat: ChatRequest) -> Features:
+    """The numbers of a conversation.
 
-    ``bytes`` is the whole conversation, the counts are of its first 2048 bytes. ``tool_set`` is a
-    checksum that tells one set of tools from another. In version 1 ``digits``, ``upper`` and
-    ``non_ascii`` were shares, and it looked at 4096 bytes.
+    Counts are of its first 2048 bytes. In version 1 ``digits``, ``upper`` and ``non_ascii`` were
+    shares, and it looked at 4096 bytes.
     """
     members = chat.members
     raw = memoryview(members["messages"])
@@ -42,19 +43,19 @@ def features_of(chat: ChatRequest) -> dict[str, float]:
     left = text.translate(_CLASSES, _DROPPED)
     tools = bytes(members["tools"]) if "tools" in members else b""
     count = left.count
-    return {
-        "version": VERSION,
-        "bytes": len(raw),
-        "messages": text.count(b'"role"'),
-        "digits": count(b"0"),
-        "upper": count(b"A"),
-        "non_ascii": count(b"\x80"),
-        "lines": text.count(b"\\n") if b"\\" in left else 0,
-        "questions": count(b"?"),
-        "code": text.count(b"```") if b"`" in left else 0,
-        "braces": count(b"{"),
-        "equations": count(b"="),
-        "tools": tools.count(b'"name"') if tools else 0,
-        "tool_set": zlib.crc32(tools) if tools else 0,
-        "json": 1 if "response_format" in members else 0,
-    }
+    return Features(
+        version=VERSION,
+        bytes=len(raw),
+        messages=text.count(b'"role"'),
+        digits=count(b"0"),
+        upper=count(b"A"),
+        non_ascii=count(b"\x80"),
+        lines=text.count(b"\\n") if b"\\" in left else 0,
+        questions=count(b"?"),
+        code=text.count(b"```") if b"`" in left else 0,
+        braces=count(b"{"),
+        equations=count(b"="),
+        tools=tools.count(b'"name"') if tools else 0,
+        tool_set=crc32(tools) if tools else 0,
+        json=1 if "response_format" in members else 0,
+    )

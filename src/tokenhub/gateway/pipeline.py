@@ -147,7 +147,7 @@ class Pipeline:
                 models=grant.models,
                 allow_fallback=grant.allow_fallback or intent.allow_fallback,
                 key_id=grant.key_id,
-                features=features_of(chat) if chat.model[:4] in {"", AUTO} else {},
+                features=features_of(chat) if chat.model[:4] in {"", AUTO} else None,
             ),
             unavailable=self._lanes.unavailable(),
         )

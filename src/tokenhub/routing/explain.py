@@ -24,38 +24,39 @@ if TYPE_CHECKING:
     from tokenhub.routing.rules import Rules
 
 _ROUTED = frozenset({"weighted", "softmax", "thompson"})
+_encode = msgspec.json.Encoder().encode
 _MONEY = frozenset({"budget_exceeded", "price_unknown"})
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A decision as it is stored, beside its rules and its evidence.
 
-    ``choice`` is "" when nobody could answer; ``propensity`` is for offline evaluation.
+    ``choice`` is "" when nobody could answer; ``propensity`` is for offline evaluation. All else
+    that was decided is found by deciding again.
     """
 
     query: RouteQuery
     seed: int
-    draw: float
     turn: int = 0
-    reason: str = ""
-    bucket: str = ""
     choice: str = ""
     propensity: float = 0.0
 
 
 def encode_record(decision: Decision) -> bytes:
     """The record of a decision as JSON."""
-    chosen = decision.candidates[0] if decision.candidates else None
-    return msgspec.json.encode(
+    candidates = decision.candidates
+    if not candidates:
+        return _encode(
+            Record(query=decision.query, seed=decision.seed, turn=decision.evidence.turn)
+        )
+    chosen = candidates[0]
+    return _encode(
         Record(
             query=decision.query,
             seed=decision.seed,
-            draw=decision.draw,
             turn=decision.evidence.turn,
-            reason=decision.reason,
-            bucket=decision.bucket,
-            choice="" if chosen is None else chosen.model_id,
-            propensity=0.0 if chosen is None else chosen.propensity,
+            choice=chosen.model.id,
+            propensity=chosen.propensity,
         )
     )
 

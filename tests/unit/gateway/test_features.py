@@ -5,6 +5,7 @@ import string
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import asdict
 
 from tokenhub.core.chat import parse_chat
 from tokenhub.gateway.features import LOOKED_AT, features_of
@@ -13,7 +14,7 @@ from tokenhub.gateway.features import LOOKED_AT, features_of
 def features(*texts, **members):
     messages = [{"role": "user", "content": text} for text in texts]
     body = {"model": "auto", "messages": messages} | members
-    return features_of(parse_chat(json.dumps(body, ensure_ascii=False).encode()))
+    return asdict(features_of(parse_chat(json.dumps(body, ensure_ascii=False).encode())))
 
 
 def test_they_tell_kinds_of_prompts_apart():
@@ -58,4 +59,4 @@ def test_they_are_what_counting_one_by_one_finds(text):
         "tool_set": 0,
         "json": 0,
     }
-    assert features_of(chat) == expected
+    assert asdict(features_of(chat)) == expected

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 from tests.unit.routing.world import ManualClock, attempt, catalog, model, per_million, query
 
@@ -212,6 +213,27 @@ async def test_every_decision_in_the_log_replays(logged):
         told = replay(f"r-{number}", await log.stored(f"r-{number}"))
         assert told["same"]
         assert told["recorded_propensity"] == told["replayed_propensity"]
+
+
+OLD_RECORD = """{"query": {"request_id": "r-1", "model": "auto:thompson", "input_tokens": 212,
+"size": {"text": 851, "images": 0, "files": 0, "audio": 0, "hour": false, "tier": ""},
+"features": {"version": 1, "bytes": 691, "digits": 0.25, "json": 0.0}}, "seed": %d,
+"draw": 0.5, "reason": "routed-weight-5", "bucket": "small", "choice": "%s",
+"propensity": %r}"""
+
+
+async def test_a_record_with_what_is_no_longer_stored_still_replays(logged):
+    router, log = logged
+    decision = router.decide(query(model="auto:thompson", input_tokens=212))
+    router.finish(decision, [], "ok")
+    new = await log.stored("r-1")
+    told = (decision.seed, decision.chosen.model_id, decision.propensity)
+    old = msgspec.structs.replace(new, record=OLD_RECORD % told)
+    assert replay("r-1", old) == replay("r-1", new)
+    one, other = explain("r-1", old), explain("r-1", new)
+    assert one.pop("query")["features"] == {"version": 1, "bytes": 691, "digits": 0.25}
+    assert other.pop("query")["request_id"] == "r-1"
+    assert one == other
 
 
 async def test_a_refused_request_is_explained_too(logged):
