@@ -116,24 +116,22 @@ class Books:
     """The three accounts of a key that a new reservation counts in.
 
     Attributes:
+        accounts: all three: month, day, total.
+        key_id, month, day: whose they are, and the periods of the first two.
         grant: the one whose budgets are in force.
         limited: the accounts that have a budget.
     """
 
-    __slots__ = ("_retired", "day", "grant", "limited", "month", "total")
+    __slots__ = ("_retired", "accounts", "day", "grant", "key_id", "limited", "month")
 
     def __init__(self, month: Account, day: Account, total: Account) -> None:
-        self.month = month
-        self.day = day
-        self.total = total
+        self.accounts = (month, day, total)
+        self.key_id = month.key_id
+        self.month = month.period
+        self.day = day.period
         self.grant: Budgeted | None = None
         self.limited: tuple[Account, ...] = ()
         self._retired: deque[Budgeted] = deque(maxlen=_RETIRED)
-
-    @property
-    def accounts(self) -> tuple[Account, Account, Account]:
-        """All three."""
-        return self.month, self.day, self.total
 
     def adopt(self, grant: Budgeted) -> list[Account]:
         """Put a grant's budgets in force; returns the accounts whose budget changed.
@@ -164,7 +162,11 @@ class Books:
 
     def tightest(self) -> Account | None:
         """The account with the least room, None where there is no budget."""
-        return min(self.limited, key=lambda account: account.room, default=None)
+        found = None
+        for account in self.limited:
+            if found is None or account.room < found.room:
+                found = account
+        return found
 
 
 def day_of(now_ms: int) -> int:

@@ -6,6 +6,7 @@ share of a large batch is the cost of its own row.
 
 from __future__ import annotations
 
+from operator import add
 from typing import TYPE_CHECKING, Any
 
 from tokenhub.access.accounts import UNLIMITED
@@ -16,12 +17,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tokenhub.access.accounts import Account, Books
+    from tokenhub.access.hold import Hold
     from tokenhub.storage.database import Transaction
+
+HELD_MS = 20
+"""For how long the opening of an attempt that waits for nothing may be held back.
+
+Long enough for quick answers under load; nobody's answer comes before its row, see the ledger.
+"""
 
 _OPEN = """
 INSERT INTO ledger_attempts (id, key_id, month, day, request_id, attempt, model_id, provider_id,
-  state, reserved, price_source, price_version, epoch, opened_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'open', ?, ?, ?, ?, ?)
+  reserved, price_source, price_version, epoch, opened_at, state)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'open')
 """
 _CLOSE = """
 UPDATE ledger_attempts SET state = ?, settled = ?, overrun = ?, prompt = ?, completion = ?,
@@ -29,9 +37,9 @@ UPDATE ledger_attempts SET state = ?, settled = ?, overrun = ?, prompt = ?, comp
 WHERE id = ?
 """
 _WHOLE = """
-INSERT INTO ledger_attempts (state, settled, overrun, prompt, completion, cached_read,
-  cached_write, reasoning, further, flag, closed_at, id, key_id, month, day, request_id, attempt,
-  model_id, provider_id, reserved, price_source, price_version, epoch, opened_at)
+INSERT INTO ledger_attempts (id, key_id, month, day, request_id, attempt, model_id, provider_id,
+  reserved, price_source, price_version, epoch, opened_at, state, settled, overrun, prompt,
+  completion, cached_read, cached_write, reasoning, further, flag, closed_at)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 _NEW = """
@@ -52,14 +60,23 @@ WHERE id = :id
 """  # noqa: S608
 _LOW = "UPDATE ledger_epochs SET low_id = ? WHERE epoch = ?"
 
-OpenRow = tuple[Any, ...]
-CloseRow = tuple[Any, ...]
+Closing = tuple[str, int, int, int, int, int, int, int, str, str, int]
+"""How an attempt ended: from ``state`` to ``closed_at`` in the order of ``_CLOSE``."""
+
+Adds = list[int]
+"""What an account's three sums change by: settled, reserved, overrun."""
 
 
 class Batch:
     """Changes of the books that become durable together.
 
     Attributes:
+        opens: attempts by id that somebody may not begin before their opening is durable.
+        fresh: those that began without waiting. Their opening is held back as ``hand_on`` says:
+            one that ends until then is one row, written once.
+        limits: accounts to write with their budget and a ceiling in line with that.
+        low: no row before the first number is open; and the epoch.
+        whole: nothing may be held back.
         reserving: futures of those who may not spend before this is durable.
         settling: futures of those who wait for their settlement to be durable.
         durable: it is.
@@ -67,97 +84,120 @@ class Batch:
 
     __slots__ = (
         "_closes",
-        "_deltas",
-        "_limits",
-        "_low",
-        "_opens",
+        "_epoch",
+        "_sums",
         "_wholes",
         "durable",
+        "fresh",
+        "limits",
+        "low",
+        "opens",
         "reserving",
         "settling",
+        "whole",
     )
 
-    def __init__(self) -> None:
-        self._opens: dict[int, OpenRow] = {}
-        self._closes: list[CloseRow] = []
+    def __init__(self, epoch: int) -> None:
+        self._epoch = epoch
+        self.opens: dict[int, Hold] = {}
+        self.fresh: dict[int, Hold] = {}
+        self._closes: list[tuple[Any, ...]] = []
         self._wholes: list[tuple[Any, ...]] = []
-        self._deltas: dict[Books, list[int]] = {}
-        self._limits: dict[Account, None] = {}
-        self._low: tuple[int, int] | None = None
+        self._sums: dict[Books, Adds] = {}
+        self.limits: dict[Account, None] = {}
+        self.low: tuple[int, int] | None = None
+        self.whole = False
         self.reserving: list[asyncio.Future[None]] = []
         self.settling: list[asyncio.Future[None]] = []
         self.durable = False
 
     def __bool__(self) -> bool:
-        return bool(self._opens or self._closes or self._wholes or self._limits)
+        return bool(self.opens or self.fresh or self._closes or self._wholes or self.limits)
 
-    def open(self, books: Books, row: OpenRow) -> None:
-        """Reserve: ``row`` is in the order of the columns of ``_OPEN``."""
-        self._opens[row[0]] = row
-        self._add(books, 0, row[8], 0)
+    @property
+    def awaited(self) -> bool:
+        """Somebody waits for it."""
+        return bool(self.reserving or self.settling)
 
-    def close(self, books: Books, row: CloseRow, reserved: int) -> None:
-        """Settle or release: ``row`` is in the order of ``_CLOSE``.
-
-        An attempt that was opened in this very batch becomes one whole row.
-        """
-        opened = self._opens.pop(row[11], None)
-        if opened is None:
-            self._closes.append(row)
+    def close(self, hold: Hold, closing: Closing) -> None:
+        """Settle or release. An attempt whose opening is not on its way becomes one whole row."""
+        adds = self._sums.get(hold.books)
+        if adds is None:
+            adds = self._sums[hold.books] = [0, 0, 0]
+        adds[0] += closing[1]
+        adds[2] += closing[2]
+        if hold.batch is None:
+            if self.fresh.pop(hold.id, None) is None:
+                del self.opens[hold.id]
+            self._wholes.append(_opening(hold, self._epoch) + closing)
         else:
-            self._wholes.append(row + opened[1:])
-        self._add(books, row[1], -reserved, row[2])
+            adds[1] -= hold.reserved
+            self._closes.append((*closing, hold.id))
 
-    def limit(self, account: Account) -> None:
-        """Write an account, with its budget and a ceiling in line with that."""
-        self._limits[account] = None
+    def hand_on(self, later: Batch, now_ms: int) -> None:
+        """Leave fresh openings to the next batch: all but those of ``HELD_MS`` and older.
 
-    def low(self, first_open: int, epoch: int) -> None:
-        """Note that no row before ``first_open`` is open."""
-        self._low = (first_open, epoch)
+        They are not held back where nothing else is to be written, nor where a ceiling is set: it
+        is made to fit the sums in the database, so those have to be complete.
+        """
+        fresh = self.fresh
+        if fresh and self._due and not (self.whole or self.limits):
+            for number, hold in fresh.items():
+                # A clock set back makes it old, too.
+                if 0 <= now_ms - hold.opened_ms < HELD_MS:
+                    later.fresh[number] = hold
+            for number in later.fresh:
+                del fresh[number]
+        self.opens |= fresh
+        self.fresh = {}
 
     def statements(self) -> Callable[[Transaction], None]:
         """What to run, frozen now. Running it twice in two transactions is harmless."""
-        opens = list(self._opens.values())
-        closes, wholes, low = self._closes, self._wholes, self._low
-        accounts = dict.fromkeys(a for books in self._deltas for a in books.accounts) | self._limits
+        opens = []
+        sums = self._sums
+        for hold in self.opens.values():
+            hold.batch = self
+            opens.append(_opening(hold, self._epoch))
+            adds = sums.get(hold.books)
+            if adds is None:
+                sums[hold.books] = [0, hold.reserved, 0]
+            else:
+                adds[1] += hold.reserved
+        self.opens = {}
+        limited = self.limits
+        added: dict[Account, Adds] = {}
+        for books, adds in sums.items():
+            for account in books.accounts:
+                # One step per account: two days share a month, and the CHECK looks at each step.
+                had = added.get(account)
+                added[account] = adds if had is None else list(map(add, had, adds))
+        accounts = added if not limited else dict.fromkeys([*added, *limited])
         new = [
-            (
-                a.key_id,
-                a.kind,
-                a.period,
-                a.budget,
-                UNLIMITED if a in self._limits else _top(a),
-                a.id,
-            )
+            (a.key_id, a.kind, a.period, a.budget, UNLIMITED if a in limited else _top(a), a.id)
             for a in accounts
             if not a.stored
         ]
-        adds = [
-            (*delta, account.id)
-            for books, delta in self._deltas.items()
-            if any(delta)
-            for account in books.accounts
-        ]
-        uncap = [(account.id,) for account in self._limits]
-        capped = [a for a in accounts if a.capped]
-        limits = [{"id": a.id, "budget": a.budget} for a in dict.fromkeys([*self._limits, *capped])]
-        for account in (*self._limits, *capped):
+        rows = [(*adds, account.id) for account, adds in added.items() if any(adds)]
+        uncap = [(account.id,) for account in limited]
+        capped = [account for account in added if account.capped]
+        limits = [{"id": a.id, "budget": a.budget} for a in dict.fromkeys([*limited, *capped])]
+        for account in (*limited, *capped):
             # Nothing else is on its way to the store, so this is what the rows will hold.
             account.capped = account.ceiling != _top(account)
+        closes, wholes, low = self._closes, self._wholes, self.low
 
         def write(tx: Transaction) -> None:
-            for sql, rows in (
+            for sql, each in (
                 (_NEW, new),
                 (_UNCAP, uncap),
-                (_ADD, adds),
+                (_ADD, rows),
                 (_LIMIT, limits),
                 (_OPEN, opens),
                 (_WHOLE, wholes),
                 (_CLOSE, closes),
             ):
-                if rows:
-                    tx.executemany(sql, rows)
+                if each:
+                    tx.executemany(sql, each)
             if low is not None:
                 tx.execute(_LOW, low)
 
@@ -166,20 +206,17 @@ class Batch:
     def landed(self) -> None:
         """The batch is durable: wake everyone."""
         self.durable = True
-        for books in self._deltas:
+        for books in self._sums:
             for account in books.accounts:
                 account.stored = True
-        for account in self._limits:
+        for account in self.limits:
             account.stored = True
+        # A hold that is open for long keeps its batch, which need not keep its rows.
+        self._sums, self._closes, self._wholes = {}, [], []
         for future in self.reserving:
             if not future.done():
                 future.set_result(None)
         self._release_settling()
-
-    @property
-    def awaited(self) -> bool:
-        """Somebody waits for it."""
-        return bool(self.reserving or self.settling)
 
     def delayed(self) -> None:
         """The batch is not durable yet: who would spend on it is refused, the others go on.
@@ -199,14 +236,31 @@ class Batch:
                 future.set_result(None)
         self.settling = []
 
-    def _add(self, books: Books, settled: int, reserved: int, overrun: int) -> None:
-        delta = self._deltas.get(books)
-        if delta is None:
-            self._deltas[books] = [settled, reserved, overrun]
-            return
-        delta[0] += settled
-        delta[1] += reserved
-        delta[2] += overrun
+    @property
+    def _due(self) -> bool:
+        """There is more in it than what can be held back."""
+        return bool(self.opens or self._closes or self._wholes or self.awaited)
+
+
+def _opening(hold: Hold, epoch: int) -> tuple[Any, ...]:
+    """In the order of ``_OPEN``."""
+    books, model = hold.books, hold.model
+    prices = model.prices
+    return (
+        hold.id,
+        books.key_id,
+        books.month,
+        books.day,
+        hold.request_id,
+        hold.attempt,
+        model.id,
+        model.provider_id,
+        hold.reserved,
+        prices.source,
+        prices.version,
+        epoch,
+        hold.opened_ms,
+    )
 
 
 def _top(account: Account) -> int:

@@ -38,17 +38,31 @@ class Keeper(Protocol):
 class Hold:
     """One attempt's money, from the reservation to the settlement.
 
+    ``async with`` is the safe way to use it. The way of a request, where every coroutine counts,
+    does the same by hand and awaits only when something must be waited for::
+
+        if (opening := hold.reserve()) is not None:
+            await hold.opened(opening)
+        try:
+            ...
+            if (closing := hold.book()) is not None:
+                await closing
+        finally:
+            if not hold.closed:
+                hold.leave()
+
     Attributes:
         bound, reserved: what is reserved and for which tokens.
         cost: what it came to, in nano-dollars; None while open and where the price is unknown.
         overrun: the part of ``cost`` that no budget could cover any more.
-        books, batch: the accounts it counts in, and the batch that opened it (the ledger's own).
+        sent: the request may have reached the provider (see ``note``).
+        books, batch, opened_ms: the accounts it counts in, the batch that opened it (None until
+            one does), and when it was opened (the ledger's own).
     """
 
     __slots__ = (
         "_content_bytes",
         "_ledger",
-        "_sent",
         "_usage",
         "attempt",
         "batch",
@@ -59,13 +73,16 @@ class Hold:
         "grant",
         "id",
         "model",
+        "opened_ms",
         "overrun",
         "request_id",
         "reserved",
+        "sent",
     )
 
+    id: int
     books: Books
-    batch: Batch
+    opened_ms: int
 
     def __init__(
         self,
@@ -83,22 +100,18 @@ class Hold:
         self.model = model
         self.bound = bound
         self.reserved = bound.nano
-        self.id = 0
+        self.batch: Batch | None = None
         self.closed = True
         self.cost: int | None = None
         self.overrun = 0
-        self._sent = False
+        self.sent = False
         self._content_bytes = 0
         self._usage: Usage | None = None
 
     async def __aenter__(self) -> Self:
         future = self._ledger.reserve(self)
         if future is not None:
-            try:
-                await future
-            except BaseException:
-                self.release()
-                raise
+            await self.opened(future)
         return self
 
     async def __aexit__(
@@ -108,7 +121,23 @@ class Hold:
         trace: TracebackType | None,
     ) -> None:
         if not self.closed:
-            self._close_as_noted()
+            self.leave()
+
+    def reserve(self) -> asyncio.Future[None] | None:
+        """Reserve the bound; what must be given to ``opened`` before any of it is spent.
+
+        Raises:
+            HubError: as ``Ledger.spend`` says.
+        """
+        return self._ledger.reserve(self)
+
+    async def opened(self, future: asyncio.Future[None]) -> None:
+        """Wait until the reservation is durable; it is given back when it cannot be."""
+        try:
+            await future
+        except BaseException:
+            self.release()
+            raise
 
     def note(
         self, *, sent: bool = True, content_bytes: int | None = None, usage: Usage | None = None
@@ -120,7 +149,7 @@ class Hold:
             content_bytes: UTF-8 bytes generated so far.
             usage: the provider's own count so far.
         """
-        self._sent = sent
+        self.sent = sent
         if content_bytes is not None:
             self._content_bytes = content_bytes
         if usage is not None:
@@ -142,12 +171,17 @@ class Hold:
         if future is not None:
             await future
 
+    def book(self, flag: str = "") -> asyncio.Future[None] | None:
+        """``settle`` as noted; what must be awaited before the last byte goes out, if anything."""
+        return self._ledger.settle(self, self._usage or self.usage, flag)
+
     def release(self) -> None:
         """Book that the attempt cost nothing. No wait, no error."""
         self._ledger.release(self)
 
-    def _close_as_noted(self) -> None:
-        if self._sent or self._content_bytes or self._usage is not None:
+    def leave(self) -> None:
+        """Close what was left open: as noted if anything was, at nothing if not. No wait."""
+        if self.sent or self._content_bytes or self._usage is not None:
             self._ledger.settle(self, self.usage, "cut", wait=False)
         else:
             self._ledger.release(self)

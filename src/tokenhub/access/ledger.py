@@ -16,7 +16,9 @@ was noted, without waiting. One that a dead process left open is settled at its 
 
 Keys without a budget are booked the same, but reserve without waiting for the disk; their
 settlement waits only if not even the opening of their attempt is durable yet. So no answer ever
-leaves without a row.
+leaves without a row. While the disk is busy such an opening is held back for some milliseconds: a
+quick attempt is then one row, and what a crash may take without a trace is an attempt that young
+whose answer nobody has got.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ from tokenhub.core.money import MAX_TOKENS, cost, sane
 
 if TYPE_CHECKING:
     from tokenhub.access.accounts import Budgeted
-    from tokenhub.access.batch import Batch
+    from tokenhub.access.batch import Batch, Closing
     from tokenhub.core.bounds import Measure
     from tokenhub.core.catalog import Model
     from tokenhub.core.chat import Usage
@@ -73,7 +75,7 @@ class Ledger:
         self._db = db
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._writer = Writer(db, clock, self._note_low)
+        self._writer = Writer(db, clock, start.epoch, self._note_low)
         self._epoch = start.epoch
         self._next_attempt = start.next_attempt
         self._next_account = start.next_account
@@ -126,19 +128,23 @@ class Ledger:
             InvalidRequest: ``model_unpriced``: the key has a budget, the model no price.
             PaymentRequired: not even 16 tokens of output can be paid for.
         """
-        tightest = self._current(grant).tightest()
-        room = None if tightest is None else max(tightest.room, 0)
+        books = self._books.get(grant.key_id)
+        if books is None or books.grant is not grant or books.limited:
+            books = self._current(grant, self._clock.now_ms())
+        tightest = books.tightest() if books.limited else None
+        if tightest is None:
+            return bound(size, model, max_tokens=max_tokens, choices=choices, output=output)
+        room = max(tightest.room, 0)
         found = bound(size, model, max_tokens=max_tokens, choices=choices, room=room, output=output)
-        if tightest is not None:
-            if not found.priced:
-                raise unpriced(model)
-            if found.nano > max(tightest.room, 0):
-                raise over_budget(tightest, found.nano)
+        if not found.priced:
+            raise unpriced(model)
+        if found.nano > room:
+            raise over_budget(tightest, found.nano)
         return found
 
     def room(self, grant: Budgeted) -> int | None:
         """Nano-dollars a key may still reserve, None without a budget."""
-        tightest = self._current(grant).tightest()
+        tightest = self._current(grant, self._clock.now_ms()).tightest()
         return None if tightest is None else max(tightest.room, 0)
 
     def spend(
@@ -155,7 +161,7 @@ class Ledger:
 
     def adopt(self, grant: Budgeted) -> None:
         """Put a key's changed budgets in force now instead of at its next request."""
-        self._current(grant)
+        self._current(grant, self._clock.now_ms())
         if self._writer.pending:
             self._writer.schedule()
 
@@ -164,50 +170,35 @@ class Ledger:
         books = self._books.get(key_id)
         if books is None:
             return {}
-        if books.day.period != self._today():
+        if books.day != self._today():
             books = self._turn(key_id, books)
         return {account.kind: account for account in books.accounts}
 
     def reserve(self, hold: Hold) -> asyncio.Future[None] | None:
         """Reserve a hold's bound; a future if it may not be spent before that is durable."""
-        books = self._current(hold.grant)
+        hold.opened_ms = now_ms = self._clock.now_ms()
+        hold.books = books = self._current(hold.grant, now_ms)
         nano = hold.reserved
         waits = False
         if books.limited:
             self._admit(books, hold.model, hold.bound, nano)
             waits = nano > 0
-        if self._closed or self._writer.failing_since is not None:
+        writer = self._writer
+        if self._closed or writer.failing_since is not None:
             self._refuse_unwritten(waits=waits)
-        month, day = books.month, books.day
-        for account in (month, day, books.total):
+        for account in books.accounts:
             account.reserved += nano
         hold.id = number = self._next_attempt
         self._next_attempt = number + 1
         hold.closed = False
-        hold.books = books
-        hold.batch = batch = self._writer.pending
         self._holds[number] = hold
-        model = hold.model
-        prices = model.prices
-        row = (
-            number,
-            month.key_id,
-            month.period,
-            day.period,
-            hold.request_id,
-            hold.attempt,
-            model.id,
-            model.provider_id,
-            nano,
-            prices.source,
-            prices.version,
-            self._epoch,
-            self._clock.now_ms(),
-        )
-        batch.open(books, row)
-        self._writer.schedule()
+        if not writer.busy:
+            writer.schedule()
+        batch = writer.pending
         if not waits:
+            batch.fresh[number] = hold
             return None
+        batch.opens[number] = hold
         future = self._loop.create_future()
         batch.reserving.append(future)
         return future
@@ -219,32 +210,46 @@ class Ledger:
         if hold.closed:
             raise RuntimeError("the hold is closed: an attempt is settled once")
         hold.cost = amount = cost(usage, hold.model.prices)
-        settled, overrun = _split(hold, amount or 0)
-        hold.overrun = overrun
-        flag = flag or ("overrun" if overrun else "")
-        flag = flag or ("counted" if usage.source == "counted" else "")
-        counts = (
-            usage.prompt,
-            usage.completion,
-            usage.cached_read,
-            usage.cached_write,
-            usage.reasoning,
-        )
-        if min(counts) < 0 or max(counts) > MAX_TOKENS:
-            counts = tuple(sane(count) for count in counts)  # type: ignore[assignment]
-        self._close(hold, ("settled", settled, overrun, *counts, _further(usage), flag))
-        durable = hold.batch.durable and not (hold.reserved and hold.books.limited)
-        if durable or not wait or self._writer.failing_since is not None:
+        settled, overrun = amount or 0, 0
+        if settled > hold.reserved:
+            settled, overrun = _split(hold, settled)
+            hold.overrun = overrun
+            if overrun and not flag:
+                flag = "overrun"
+        if not flag and usage.source == "counted":
+            flag = "counted"
+        prompt, completion = usage.prompt, usage.completion
+        read, write, reasoning = usage.cached_read, usage.cached_write, usage.reasoning
+        if not (
+            0 <= prompt <= MAX_TOKENS and 0 <= completion <= MAX_TOKENS
+            and 0 <= read <= MAX_TOKENS and 0 <= write <= MAX_TOKENS
+            and 0 <= reasoning <= MAX_TOKENS
+        ):  # fmt: skip
+            prompt, completion, reasoning = sane(prompt), sane(completion), sane(reasoning)
+            read, write = sane(read), sane(write)
+        sound = usage.audio_in or usage.audio_out
+        rare = sound or usage.image_in or usage.image_out or usage.cached_write_1h
+        closing: Closing = (
+            "settled", settled, overrun, prompt, completion, read, write, reasoning,
+            _further(usage) if rare or usage.tier else "", flag, self._clock.now_ms(),
+        )  # fmt: skip
+        self._close(hold, closing)
+        if not wait or self._writer.failing_since is not None:
+            return None
+        batch = hold.batch
+        if batch is None or (hold.reserved and hold.books.limited):
+            batch = self._writer.pending
+        elif batch.durable:
             return None
         future = self._loop.create_future()
-        self._writer.pending.settling.append(future)
+        batch.settling.append(future)
         return future
 
     def release(self, hold: Hold) -> None:
         """Close a hold at nothing; a second time is allowed."""
         if not hold.closed:
             hold.cost = 0
-            self._close(hold, ("released", 0, 0, 0, 0, 0, 0, 0, "", ""))
+            self._close(hold, ("released", 0, 0, 0, 0, 0, 0, 0, "", "", self._clock.now_ms()))
 
     async def flush(self) -> None:
         """Wait until everything booked so far is durable.
@@ -277,11 +282,11 @@ class Ledger:
         """See to it that a key has accounts for today (stored after a flush); returns the day."""
         day = self._today()
         books = self._books.get(key_id)
-        if books is None or books.day.period != day:
+        if books is None or books.day != day:
             books = self._turn(key_id, books)
         for account in books.accounts:
             if not account.stored:
-                self._writer.pending.limit(account)
+                self._writer.pending.limits[account] = None
         return day
 
     def _admit(self, books: Books, model: Model, bound: Bound, nano: int) -> None:
@@ -291,35 +296,39 @@ class Ledger:
             if nano and account.room < nano:
                 raise over_budget(account, nano)
 
-    def _close(self, hold: Hold, values: tuple[str | int, ...]) -> None:
+    def _close(self, hold: Hold, closing: Closing) -> None:
         hold.closed = True
         del self._holds[hold.id]
-        reserved = hold.reserved
-        _, settled, overrun, *_ = values
+        reserved, settled, overrun = hold.reserved, closing[1], closing[2]
         for account in hold.books.accounts:
             account.reserved -= reserved
-            account.settled += settled  # type: ignore[operator]
-            account.overrun += overrun  # type: ignore[operator]
-        row = (*values, self._clock.now_ms(), hold.id)
-        self._writer.pending.close(hold.books, row, reserved)
-        self._writer.schedule()
+            account.settled += settled
+            if overrun:
+                account.overrun += overrun
+        writer = self._writer
+        writer.pending.close(hold, closing)
+        if not writer.busy:
+            writer.schedule()
 
-    def _current(self, grant: Budgeted) -> Books:
+    def _current(self, grant: Budgeted, now_ms: int) -> Books:
         books = self._books.get(grant.key_id)
-        if books is None or books.day.period != self._today():
+        day = self._day if now_ms < self._until_ms else self._turned(now_ms)
+        if books is None or books.day != day:
             books = self._turn(grant.key_id, books)
         if books.grant is not grant:
             for account in books.adopt(grant):
-                self._writer.pending.limit(account)
+                self._writer.pending.limits[account] = None
         return books
 
     def _today(self) -> int:
-        # It never goes back: the past's money is not handed out again when the clock is set back.
         now_ms = self._clock.now_ms()
-        if now_ms >= self._until_ms:
-            self._high_ms = max(now_ms, self._high_ms)
-            self._day = day_of(self._high_ms)
-            self._until_ms = day_start_ms(self._day) + DAY_MS
+        return self._day if now_ms < self._until_ms else self._turned(now_ms)
+
+    def _turned(self, now_ms: int) -> int:
+        # It never goes back: the past's money is not handed out again when the clock is set back.
+        self._high_ms = max(now_ms, self._high_ms)
+        self._day = day_of(self._high_ms)
+        self._until_ms = day_start_ms(self._day) + DAY_MS
         return self._day
 
     def _periods(self) -> dict[str, int]:
@@ -366,14 +375,12 @@ class Ledger:
         # Keeps the search for open rows short at a start after a crash.
         self._batches += 1
         if self._batches % _LOW_EVERY == 0:
-            batch.low(next(iter(self._holds), self._next_attempt), self._epoch)
+            batch.low = (next(iter(self._holds), self._next_attempt), self._epoch)
 
 
 def _split(hold: Hold, amount: int) -> tuple[int, int]:
     """What of an amount the accounts can still take, and the rest."""
     extra = amount - hold.reserved
-    if extra <= 0:
-        return amount, 0
     # Not ``limited``: a budget may have been set since the hold's day ended.
     room = min(account.room for account in hold.books.accounts)
     taken = min(extra, max(room, 0))
@@ -381,9 +388,7 @@ def _split(hold: Hold, amount: int) -> tuple[int, int]:
 
 
 def _further(usage: Usage) -> str:
-    rare = usage.audio_in or usage.audio_out or usage.image_in or usage.image_out
-    if not (rare or usage.cached_write_1h or usage.tier):
-        return ""
+    """The rare kinds of usage as JSON."""
     found = {kind: sane(value) for kind in _RARE if (value := getattr(usage, kind))}
     tier = {"tier": usage.tier[:_MAX_TIER]} if usage.tier else {}
     return msgspec.json.encode(found | tier).decode()

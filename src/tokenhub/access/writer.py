@@ -1,7 +1,8 @@
 """Writer: sends the ledger's batches to the database, one at a time and in order.
 
 What a turn of the loop books goes out together; while a batch is on its way to the disk the next
-one grows. A batch that cannot be written is tried again until it can: nothing booked is dropped.
+one grows. It leaves openings that nobody waits for to the next one while they are fresh. A batch
+that cannot be written is tried again until it can: nothing booked is dropped.
 """
 
 from __future__ import annotations
@@ -30,26 +31,30 @@ class Writer:
     """The queue of one batch between the books in memory and those on disk.
 
     Attributes:
+        busy: a batch is on its way, or about to be.
         pending: what goes out next.
         failing_since: monotonic seconds since which nothing could be written, None if all is well.
     """
 
-    def __init__(self, db: Database, clock: Clock, before: Callable[[Batch], None]) -> None:
+    def __init__(
+        self, db: Database, clock: Clock, epoch: int, before: Callable[[Batch], None]
+    ) -> None:
         """``before`` is shown each batch just before it goes out."""
         self._db = db
         self._clock = clock
         self._before = before
         self._loop = asyncio.get_running_loop()
-        self._busy = False
+        self._epoch = epoch
+        self.busy = False
         self._stopped = False
         self._delay = _RETRY_FIRST
-        self.pending = Batch()
+        self.pending = Batch(self._epoch)
         self.failing_since: float | None = None
 
     def schedule(self) -> None:
         """Send ``pending`` at the end of this turn of the loop, or when the way is free."""
-        if not self._busy:
-            self._busy = True
+        if not self.busy:
+            self.busy = True
             self._loop.call_soon(self._send)
 
     async def flush(self) -> None:
@@ -60,8 +65,9 @@ class Writer:
         """
         if self.failing_since is not None:
             raise unwritten()
-        if self._busy or self.pending:
+        if self.busy or self.pending:
             future = self._loop.create_future()
+            self.pending.whole = True
             self.pending.reserving.append(future)
             self.schedule()
             await future
@@ -78,7 +84,8 @@ class Writer:
     def _send(self) -> None:
         batch = self.pending
         self._before(batch)
-        self.pending = Batch()
+        self.pending = Batch(self._epoch)
+        batch.hand_on(self.pending, self._clock.now_ms())
         self._write(batch.statements(), batch)
 
     def _write(self, statements: Callable[[Transaction], None], batch: Batch) -> None:
@@ -105,7 +112,7 @@ class Writer:
         if self.pending or self.pending.awaited:
             self._send()
         else:
-            self._busy = False
+            self.busy = False
 
     def _delayed(
         self,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tokenhub.core.chat import Usage
-from tokenhub.core.money import FEMTO_PER_NANO, MAX_COST, output_price, variant
+from tokenhub.core.money import FEMTO_PER_NANO, MAX_COST, variant
 
 if TYPE_CHECKING:
     from tokenhub.core.catalog import Model, Prices
@@ -51,6 +51,7 @@ BYTES_PER_TOKEN = 4
 
 _MARKS = (b'"image', b'"input_', b'"file"', b'"document"', b'"video_url"')
 _MAX_TIER = 32
+_HALF = FEMTO_PER_NANO // 2
 _LONG = 16_384  # bytes; from here on reading the structure is cheaper than the searches
 _QUOTE = ord('"')
 # Members of a chat request in which no text for the model, and nothing to look at, can hide.
@@ -85,7 +86,7 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tier: str = ""
 
 
-class Bound(msgspec.Struct, frozen=True, kw_only=True):
+class Bound(msgspec.Struct, frozen=True):
     """The most one attempt can cost.
 
     Attributes:
@@ -185,32 +186,30 @@ def bound(
 
     When even 16 tokens do not fit, the result costs more than ``room``: the caller refuses.
     """
-    images = size.images and size.images * _image_tokens(model.name_at_provider)
-    prompt = (
-        size.text + images + size.audio + size.files * (model.max_context_tokens or FILE_TOKENS)
-    )
-    wanted = _wanted(model, max_tokens) if output else 0
     prices = model.prices
+    prompt = size.text
+    images = 0
+    media = size.images or size.audio or size.files
+    if media:
+        images = size.images and size.images * _image_tokens(model.name_at_provider)
+        prompt += images + size.audio + size.files * (model.max_context_tokens or FILE_TOKENS)
+    tokens = _wanted(model, max_tokens) if output else 0
     if prices.input is None:
-        return Bound(
-            nano=0, priced=False, prompt=prompt, output=wanted * choices,
-            max_tokens=None, measure=size,
-        )  # fmt: skip
-    fixed, each = _rates(size, images, prompt, prices)
+        return Bound(0, False, prompt, tokens * choices, None, size)
+    if media or size.tier or prices.tiers:
+        fixed, each = _rates(size, images, prompt, prices)
+    else:
+        text, hour, each = prices.dearest
+        fixed = prompt * (hour if size.hour else text) + prices.request
     each *= choices
-    tokens = wanted
-    if room is not None and each and wanted:
-        tokens = _affordable(room, fixed, each, wanted, asked=max_tokens is not None)
-    lowered = output and room is not None and (max_tokens is None or tokens < max_tokens)
-    femto = fixed + each * tokens
-    return Bound(
-        nano=min((femto + FEMTO_PER_NANO // 2) // FEMTO_PER_NANO, MAX_COST),
-        priced=True,
-        prompt=prompt,
-        output=tokens * choices,
-        max_tokens=tokens if lowered and each else None,
-        measure=size,
-    )
+    limit = None
+    if room is not None and each and output:
+        if tokens:
+            tokens = _affordable(room, fixed, each, tokens, asked=max_tokens is not None)
+        if max_tokens is None or tokens < max_tokens:
+            limit = tokens
+    nano = (fixed + each * tokens + _HALF) // FEMTO_PER_NANO
+    return Bound(min(nano, MAX_COST), True, prompt, tokens * choices, limit, size)
 
 
 def counted(size: Measure, content_bytes: int) -> Usage:
@@ -240,8 +239,6 @@ def _affordable(room: int, fixed: int, each: int, wanted: int, *, asked: bool) -
 
 def _rates(size: Measure, images: int, prompt: int, prices: Prices) -> tuple[int, int]:
     """Femto-dollars of the whole prompt, and of one output token, at the dearest that can apply."""
-    if not (prices.tiers or size.tier or images or size.audio):
-        return prompt * _text_price(prices, hour=size.hour) + prices.request, _each(prices)
     reachable = [prices]
     if size.tier and prices.variants:
         reachable.append(variant(prices, size.tier))
@@ -249,22 +246,14 @@ def _rates(size: Measure, images: int, prompt: int, prices: Prices) -> tuple[int
         reachable += [tier for start, tier in standard.tiers if prompt > start]
     fixed = each = 0
     for one in reachable:
-        text = _text_price(one, hour=size.hour)
+        text, hour, answer = one.dearest
+        if size.hour:
+            text = hour
         femto = (prompt - images - size.audio) * text + one.request
         femto += images * max(text, one.image_in or 0) + size.audio * max(text, one.audio_in or 0)
         fixed = max(fixed, femto)
-        each = max(each, _each(one))
+        each = max(each, answer)
     return fixed, each
-
-
-def _text_price(prices: Prices, *, hour: bool) -> int:
-    dearest = max(prices.input or 0, prices.cached_read or 0, prices.cached_write or 0)
-    return max(dearest, prices.cached_write_1h or 0) if hour else dearest
-
-
-def _each(prices: Prices) -> int:
-    dearest = max(output_price(prices), prices.reasoning or 0)
-    return max(dearest, prices.audio_out or 0, prices.image_out or 0)
 
 
 def _image_tokens(name: str) -> int:

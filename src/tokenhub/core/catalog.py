@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import msgspec
 
 
@@ -23,7 +25,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     origin: str = ""
 
 
-class Prices(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Prices(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, dict=True):
     """What a model's tokens cost, in **femto-dollars (1e-15 $) per token**, integers.
 
     $0.075 per million tokens is 75_000_000 here, so no list price needs a float. ``input`` None =
@@ -55,6 +57,15 @@ class Prices(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     variants: tuple[tuple[str, Prices], ...] = ()
     source: str = "unknown"
     version: str = ""
+
+    @cached_property
+    def dearest(self) -> tuple[int, int, int]:
+        """The most a token can cost: sent, sent to be cached for an hour, and in the answer."""
+        text = max(self.input or 0, self.cached_read or 0, self.cached_write or 0)
+        hour = max(text, self.cached_write_1h or 0)
+        plain = (self.input or 0) if self.output is None else self.output
+        answer = max(plain, self.reasoning or 0, self.audio_out or 0, self.image_out or 0)
+        return text, hour, answer
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):

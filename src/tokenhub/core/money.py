@@ -98,11 +98,22 @@ def cost(usage: Usage, prices: Prices) -> int | None:
         prices = variant(prices, usage.tier)
     if prices.tiers:
         prices = at_prompt(prices, usage.prompt)
-    if prices.input is None:
+    plain = prices.input
+    if plain is None:
         return None
-    femto = _prompt_femto(usage, prices, prices.input) + _completion_femto(usage, prices)
+    if (
+        usage.cached_read or usage.cached_write or usage.reasoning
+        or usage.audio_in or usage.image_in or usage.audio_out or usage.image_out
+    ):  # fmt: skip
+        femto = _prompt_femto(usage, prices, plain) + _completion_femto(usage, prices)
+    else:
+        prompt, completion = usage.prompt, usage.completion
+        if not (0 <= prompt <= MAX_TOKENS and 0 <= completion <= MAX_TOKENS):
+            prompt, completion = sane(prompt), sane(completion)
+        each = prices.output
+        femto = prompt * plain + completion * (plain if each is None else each)
     nano = (femto + prices.request + _HALF) // FEMTO_PER_NANO
-    return min(MAX_COST, nano)
+    return min(nano, MAX_COST)
 
 
 def at_prompt(prices: Prices, prompt: int) -> Prices:

@@ -126,31 +126,35 @@ class Attempt:
         request = lane.adapter.request(chat, lane.target, credential, max_tokens=cap)
         if (trace := self._lanes.trace) is not None:
             request.more = [*request.more, *trace(call.request, step.number)]
-        async with ledger.spend(call.grant, call.request.id, step.number, model, limit) as hold:
-            self._hold = hold
-            hold.note(sent=True)
+        hold = self._hold = ledger.spend(call.grant, call.request.id, step.number, model, limit)
+        if (opening := hold.reserve()) is not None:
+            await hold.opened(opening)
+        try:
+            hold.sent = True
+            asked = self._clock.monotonic()
             try:
-                asked = self._clock.monotonic()
-                try:
-                    answer = await lane.upstream.send(
-                        lane.origin, request, self._limits(timeouts), stream=chat.stream
-                    )
-                finally:
-                    call.upstream_s += self._clock.monotonic() - asked
-                if answer.status != 200:
-                    body = await answer.read()
-                    raise lane.adapter.failure(answer.status, answer.headers, body)
-                if chat.stream:
-                    await self._stream(answer, hold)
-                    return None
-                return await self._whole(answer, hold)
-            except TransportError as error:
-                failure = ProviderError(error.kind, error.message, sent=error.sent)
-                _refund(failure, hold)
-                raise failure from None
-            except ProviderError as error:
-                _refund(error, hold)
-                raise
+                answer = await lane.upstream.send(
+                    lane.origin, request, self._limits(timeouts), stream=chat.stream
+                )
+            finally:
+                call.upstream_s += self._clock.monotonic() - asked
+            if answer.status != 200:
+                body = await answer.read()
+                raise lane.adapter.failure(answer.status, answer.headers, body)
+            if chat.stream:
+                await self._stream(answer, hold)
+                return None
+            return await self._whole(answer, hold)
+        except TransportError as error:
+            failure = ProviderError(error.kind, error.message, sent=error.sent)
+            _refund(failure, hold)
+            raise failure from None
+        except ProviderError as error:
+            _refund(error, hold)
+            raise
+        finally:
+            if not hold.closed:
+                hold.leave()
 
     def _limits(self, timeouts: Timeouts) -> Timeouts:
         step = self._step
@@ -163,7 +167,8 @@ class Attempt:
         if self.on_content is not None:
             self.on_content()
         hold.note(content_bytes=reply.content_bytes, usage=reply.usage)
-        await hold.settle()
+        if (closing := hold.book()) is not None:
+            await closing
         self._plan.succeeded(self._step, hold.cost)
         self._call.answered(self._step.candidate, hold.usage, reply.finish_reason)
         return Answer(reply.body, self._headers())
@@ -183,7 +188,8 @@ class Attempt:
             call.malformed = wire.malformed
             if relay.stream is not None:
                 call.answered(step.candidate, hold.usage, wire.finish_reason)
-        await hold.settle(flag="" if wire.failure is None else "cut")
+        if (closing := hold.book("" if wire.failure is None else "cut")) is not None:
+            await closing
         if wire.failure is None:
             self._plan.succeeded(step, hold.cost)
         else:

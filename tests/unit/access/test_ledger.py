@@ -455,8 +455,8 @@ async def test_what_a_dead_process_left_open_is_settled_at_its_bound(ledger, db,
     await again.close()
     assert (await Ledger.open(db, clock)).crashed == 0
     del ledger._holds[hold.id], ledger._holds[free.id]
-    ledger._writer.pending.__init__()
-    ledger._writer._busy = False
+    ledger._writer.pending.__init__(1)
+    ledger._writer.busy = False
 
 
 async def test_a_clean_stop_leaves_nothing_to_recover(ledger, db, clock):

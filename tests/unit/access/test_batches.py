@@ -1,0 +1,220 @@
+"""What goes to the disk together: openings that nobody waits for are held back while fresh."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from tests.unit.access.money import PRICED, Key, most, used
+
+from tokenhub.access.batch import HELD_MS
+from tokenhub.access.ledger import Ledger
+
+STATES = "SELECT request_id, state, settled FROM ledger_attempts ORDER BY id"
+FREE = Key(key_id="free")
+
+
+class Gate:
+    """A database whose commits of batches wait for ``let``."""
+
+    def __init__(self, db):
+        self._db = db
+        self.waiting = []
+        self.written = []
+        self.write = db.write
+
+    def write_soon(self, fn, done):
+        self.waiting.append((fn, done))
+
+    async def let(self):
+        """Commit what waits, and let the loop see it."""
+        fn, done = self.waiting.pop(0)
+        await self._db.write(lambda tx: fn(Noting(tx, self.written)))
+        done(None)
+        await asyncio.sleep(0)
+
+
+class Noting:
+    def __init__(self, tx, written):
+        self._tx = tx
+        self._written = written
+        self.execute = tx.execute
+
+    def executemany(self, sql, rows):
+        verb, table = sql.split()[0], sql.split("ledger_")[1].split()[0]
+        self._written.append((verb, table, len(rows)))
+        self._tx.executemany(sql, rows)
+
+
+@pytest.fixture
+def gate(db):
+    return Gate(db)
+
+
+@pytest.fixture
+async def gated(gate, clock):
+    ledger = await Ledger.open(gate, clock)
+    yield ledger
+    while gate.waiting:
+        await gate.let()
+
+
+def begin(ledger, request, key=FREE, nano=10):
+    hold = ledger.spend(key, request, 1, PRICED, most(nano))
+    return hold, hold.reserve()
+
+
+async def test_a_quick_attempt_beside_others_is_one_row_written_once(gated, gate, db):
+    first, _ = begin(gated, "first")
+    await asyncio.sleep(0)  # the disk was free: it is on its way
+    second, _ = begin(gated, "second")
+    third, _ = begin(gated, "third")
+    assert second.book() is not None
+    await gate.let()
+    del gate.written[:]
+    await gate.let()
+    assert [one for one in gate.written if one[1] == "attempts"] == [("INSERT", "attempts", 1)]
+    assert await db.read(STATES) == [("first", "open", 0), ("second", "settled", 25)]
+    # Nothing else is to be written: the third goes out without waiting to grow old.
+    await gate.let()
+    assert (await db.read(STATES))[2] == ("third", "open", 0)
+    first.release()
+    third.release()
+
+
+async def test_an_opening_is_held_back_for_some_milliseconds_at_most(gated, gate, clock, db):
+    holds = [begin(gated, "a")[0]]
+    await asyncio.sleep(0)
+    late, _ = begin(gated, "late")
+    for ms in (0, HELD_MS - 1, HELD_MS):
+        clock.ms += ms - (clock.ms - late.opened_ms)
+        quick, _ = begin(gated, f"quick-{ms}")
+        quick.book()
+        await gate.let()
+    found = [request for request, *_ in await db.read(STATES)]
+    assert found == ["a", "quick-0", f"quick-{HELD_MS - 1}"]
+    await gate.let()
+    assert ("late", "open", 0) in await db.read(STATES)
+    for hold in (*holds, late):
+        hold.release()
+
+
+async def test_a_clock_set_back_holds_nothing_back(gated, gate, clock, db):
+    first, _ = begin(gated, "first")
+    await asyncio.sleep(0)
+    late, _ = begin(gated, "late")
+    quick, _ = begin(gated, "quick")
+    quick.book()
+    clock.ms -= 60_000
+    await gate.let()
+    await gate.let()
+    assert ("late", "open", 0) in await db.read(STATES)
+    first.release()
+    late.release()
+
+
+async def test_an_answer_waits_for_its_opening_and_no_longer(gated, gate):
+    hold, opening = begin(gated, "r")
+    assert opening is None
+    await asyncio.sleep(0)
+    closing = hold.book()
+    assert not closing.done()
+    await gate.let()
+    assert closing.done()
+    assert len(gate.waiting) == 1  # its settlement
+
+    hold, _ = begin(gated, "s")  # held back: the answer waits for the whole row
+    closing = hold.book()
+    await gate.let()
+    assert not closing.done()
+    await gate.let()
+    assert closing.done()
+
+
+async def test_an_answer_of_a_durable_opening_waits_for_nothing(gated, gate):
+    hold, _ = begin(gated, "r")
+    await asyncio.sleep(0)
+    await gate.let()
+    assert hold.book() is None
+
+
+async def test_a_flush_holds_nothing_back(gated, gate, db):
+    first, _ = begin(gated, "first")
+    await asyncio.sleep(0)
+    second, _ = begin(gated, "second")
+    flushed = asyncio.create_task(gated.flush())
+    await asyncio.sleep(0)
+    await gate.let()
+    await gate.let()
+    await flushed
+    assert len(await db.read(STATES)) == 2
+    first.release()
+    second.release()
+
+
+async def test_a_limit_set_meanwhile_meets_complete_sums(gated, gate, db):
+    """Else its ceiling would be too low for the openings that follow."""
+    first, _ = begin(gated, "first", nano=30)
+    await asyncio.sleep(0)
+    second, _ = begin(gated, "second", nano=60)
+    third, _ = begin(gated, "third")
+    third.book()
+    gated.adopt(Key(key_id="free", monthly_budget=50))
+    await gate.let()
+    await gate.let()
+    month = "SELECT reserved, ceiling FROM ledger_accounts WHERE kind = 'month'"
+    assert await db.read(month) == [(90, 115)]  # 25 are settled
+    first.release()
+    second.release()
+    await asyncio.sleep(0)
+    await gate.let()
+    assert await db.read(month) == [(0, 50)]
+    assert not gated.failing
+
+
+async def test_two_days_of_one_month_are_added_in_one_step(gated, gate, clock, db):
+    """Either day alone could break the ceiling for a moment, though both together do not."""
+    key = Key(key_id="tight", monthly_budget=100)
+    old, _ = begin(gated, "old", key, nano=90)
+    await asyncio.sleep(0)
+    await gate.let()
+    clock.ms += 86_400_000
+    small, _ = begin(gated, "small", key, nano=5)
+    old.release()
+    large, _ = begin(gated, "large", key, nano=90)
+    while gate.waiting or gated._writer.busy:
+        await asyncio.sleep(0)
+        await gate.let()
+    assert await db.read("SELECT reserved FROM ledger_accounts WHERE kind = 'month'") == [(95,)]
+    small.release()
+    large.release()
+
+
+@pytest.mark.parametrize("key", [Key(monthly_budget=100), Key()])
+async def test_by_hand_it_ends_as_with_async_with(ledger, db, key):
+    hold, opening = begin(ledger, "settled", key)
+    if opening is not None:
+        await hold.opened(opening)
+    hold.note(usage=used(7))
+    if (closing := hold.book()) is not None:
+        await closing
+    left, opening = begin(ledger, "left", key)
+    if opening is not None:
+        await left.opened(opening)
+    left.sent = True
+    left.leave()
+    cancelled, opening = begin(ledger, "cancelled", key)
+    if opening is not None:
+        task = asyncio.create_task(cancelled.opened(opening))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    else:
+        cancelled.leave()
+    await ledger.flush()
+    assert await db.read(STATES) == [
+        ("settled", "settled", 7),
+        ("left", "settled", 25),
+        ("cancelled", "released", 0),
+    ]
+    assert ledger.open_holds == 0
