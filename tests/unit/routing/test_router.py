@@ -217,7 +217,7 @@ async def test_every_decision_in_the_log_replays(logged):
 
 OLD_RECORD = """{"query": {"request_id": "r-1", "model": "auto:thompson", "input_tokens": 212,
 "size": {"text": 851, "images": 0, "files": 0, "audio": 0, "hour": false, "tier": ""},
-"features": {"version": 1, "bytes": 691, "digits": 0.25, "json": 0.0}}, "seed": %d,
+"features": {"version": 1, "bytes": 691, "digits": 0.25, "json": 1.0}}, "seed": %d,
 "draw": 0.5, "reason": "routed-weight-5", "bucket": "small", "choice": "%s",
 "propensity": %r}"""
 
@@ -231,7 +231,7 @@ async def test_a_record_with_what_is_no_longer_stored_still_replays(logged):
     old = msgspec.structs.replace(new, record=OLD_RECORD % told)
     assert replay("r-1", old) == replay("r-1", new)
     one, other = explain("r-1", old), explain("r-1", new)
-    assert one.pop("query")["features"] == {"version": 1, "bytes": 691, "digits": 0.25}
+    assert one.pop("query")["features"] == {"version": 1, "bytes": 691, "digits": 0.25, "json": 1.0}
     assert other.pop("query")["request_id"] == "r-1"
     assert one == other
 
