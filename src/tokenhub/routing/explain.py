@@ -31,13 +31,14 @@ _MONEY = frozenset({"budget_exceeded", "price_unknown"})
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A decision as it is stored, beside its rules and its evidence.
 
-    ``choice`` is "" when nobody could answer; ``propensity`` is for offline evaluation. All else
-    that was decided is found by deciding again.
+    ``choice`` is "" when nobody could answer; ``propensity`` is for offline evaluation, ``bucket``
+    for learning again what was learned. All else is found by deciding again.
     """
 
     query: RouteQuery
     seed: int
     turn: int = 0
+    bucket: str = ""
     choice: str = ""
     propensity: float = 0.0
 
@@ -55,6 +56,7 @@ def encode_record(decision: Decision) -> bytes:
             query=decision.query,
             seed=decision.seed,
             turn=decision.evidence.turn,
+            bucket=decision.bucket,
             choice=chosen.model.id,
             propensity=chosen.propensity,
         )
