@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import sys
@@ -79,6 +80,8 @@ def _serve(*, check: bool) -> int:
     if settings is None:
         return 2
     _harden()
+    # Nearly all that is made from here on stays: the server looks for cycles when it is up.
+    gc.disable()
     from tokenhub.serve import run  # noqa: PLC0415  # nothing is loaded before the settings are right
 
     return run(settings, check=check)

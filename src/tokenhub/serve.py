@@ -80,9 +80,9 @@ def _settle_memory() -> None:
     A request leaves no cycles behind, so with the usual thresholds a sixth of its time would go
     into looking for some.
     """
-    gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
+    gc.enable()
 
 
 def _not_started(why: str) -> int:

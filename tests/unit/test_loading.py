@@ -23,6 +23,7 @@ LATE = {
     "dataclasses",
     "difflib",
     "email",
+    "http",
     "importlib.resources",
     "json",
     "jsonschema_rs",

@@ -31,7 +31,7 @@ _MS = {
     "d": 86_400_000,
     "w": 604_800_000,
 }
-_PART = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)(ms|s|m|h|d|w)", re.ASCII)
+_PART = r"(?a)(\d{1,12}(?:\.\d{1,9})?)(ms|s|m|h|d|w)"
 _SECONDS_END = 100_000_000_000  # above, a Unix time is in milliseconds (in seconds: year 5138)
 _HORIZON_MS = 253_402_300_800_000  # year 10000
 
@@ -125,7 +125,7 @@ def parse_duration(text: str) -> int:
         InvalidRequest: not such a duration, or not more than 0.
     """
     compact = text.strip()
-    parts = list(_PART.finditer(compact))
+    parts = list(re.finditer(_PART, compact))
     total = sum(Decimal(part[1]) * _MS[part[2]] for part in parts)
     if not parts or "".join(part[0] for part in parts) != compact or int(total) <= 0:
         raise InvalidRequest(

@@ -13,9 +13,9 @@ from tokenhub.core.similar import similar
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`$", re.DOTALL)
-_AT = re.compile(r"^(.*) - at `\$\.(.*)`$", re.DOTALL)
-_MISSING = re.compile(r"Object missing required field `(.*)`$")
+_UNKNOWN = r"(?s)Object contains unknown field `(.*)`$"
+_AT = r"(?s)^(.*) - at `\$\.(.*)`$"
+_MISSING = r"Object missing required field `(.*)`$"
 
 
 def decode_fields(body: bytes, kind: type[T]) -> T:
@@ -35,13 +35,13 @@ def decode_fields(body: bytes, kind: type[T]) -> T:
 
 def _named(text: str, kind: type[msgspec.Struct]) -> InvalidRequest:
     reason, at = text, ""
-    if match := _AT.match(text):
+    if match := re.match(_AT, text):
         reason, at = match[1], match[2]
     inside = f"{at}." if at else ""
-    if match := _UNKNOWN.match(reason):
+    if match := re.match(_UNKNOWN, reason):
         name = inside + match[1][:64]
         return InvalidRequest(f"Unknown field `{name}`.", param=name, hint=_hint(name, at, kind))
-    if match := _MISSING.match(reason):
+    if match := re.match(_MISSING, reason):
         name = inside + match[1]
         return InvalidRequest(f"The field `{name}` is missing.", param=name)
     if at:

@@ -11,16 +11,17 @@ import msgspec
 from tokenhub.core.errors import InvalidRequest, Unprocessable
 from tokenhub.gateway.expansion import Expansion
 
-_FENCE = re.compile(r"```[a-zA-Z]*[ \t]*\n(.*?)\n?```", re.DOTALL)
-_JSON_FENCE = re.compile(r"```json[ \t]*\n(.*?)\n?```", re.DOTALL | re.IGNORECASE)
-_HEADING = re.compile(r"^[ \t]*#{1,6}[ \t]+", re.MULTILINE)
-_BULLET = re.compile(r"^[ \t]*[*+-][ \t]+", re.MULTILINE)
+# Texts, compiled when first used: few requests ask for a format.
+_FENCE = r"(?s)```[a-zA-Z]*[ \t]*\n(.*?)\n?```"
+_JSON_FENCE = r"(?si)```json[ \t]*\n(.*?)\n?```"
+_HEADING = r"(?m)^[ \t]*#{1,6}[ \t]+"
+_BULLET = r"(?m)^[ \t]*[*+-][ \t]+"
 # Mark, where it opens, where it closes. One pattern for the pair would take quadratic time.
 _EMPHASIS = tuple(
     (
         mark,
-        re.compile(rf"{re.escape(mark)}(?=[^\s*])"),
-        re.compile(rf"(?<=[^\s*]){re.escape(mark)}"),
+        rf"{re.escape(mark)}(?=[^\s*])",
+        rf"(?<=[^\s*]){re.escape(mark)}",
     )
     for mark in ("**", "__", "*", "`")
 )
@@ -120,8 +121,8 @@ class Schema:
 
 def unfenced(text: str) -> str:
     """What stands in the first fence, a ``json`` one first; else the text."""
-    found = _JSON_FENCE.search(text) or (
-        _FENCE.search(text) if text.lstrip().startswith("```") else None
+    found = re.search(_JSON_FENCE, text) or (
+        re.search(_FENCE, text) if text.lstrip().startswith("```") else None
     )
     return (found[1] if found else text).strip()
 
@@ -141,14 +142,15 @@ def _without_thinking(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    text = _BULLET.sub("", _HEADING.sub("", text))
+    text = re.sub(_BULLET, "", re.sub(_HEADING, "", text))
     return "\n".join(_unmarked(line).strip() for line in text.splitlines()).strip()
 
 
 def _unmarked(line: str) -> str:
-    for mark, opens, closes in _EMPHASIS:
+    for mark, opening, closing in _EMPHASIS:
         if mark not in line:
             continue
+        opens, closes = re.compile(opening), re.compile(closing)
         kept, at = [], 0
         while (start := opens.search(line, at)) and (end := closes.search(line, start.end() + 1)):
             kept += [line[at : start.start()], line[start.end() : end.start()]]

@@ -26,9 +26,9 @@ API_VERSIONS = ("", "2023-06-01", "2026-10-21")
 PRICES = ("input_per_1k", "output_per_1k", "cached_read_per_1k", "cached_write_per_1k")
 PRICING_SOURCES = ("manual", "catalogue", "litellm", "provider")
 
-_PROVIDER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
+_PROVIDER_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z"
 # Local servers name a model by its path (/models/m.gguf), some hosted ones with @ or ~ in front.
-_MODEL_ID = re.compile(r"[A-Za-z0-9_/@~][A-Za-z0-9._:/@~+-]{0,199}\Z")
+_MODEL_ID = r"[A-Za-z0-9_/@~][A-Za-z0-9._:/@~+-]{0,199}\Z"
 _MAX_UPSTREAM_NAME = 256
 _MAX_TOKENS = 1_000_000_000
 
@@ -180,7 +180,7 @@ def check_model(
 
 def is_model_id(text: str) -> bool:
     """Whether a model can be registered under this id."""
-    return _MODEL_ID.match(text) is not None
+    return re.match(_MODEL_ID, text) is not None
 
 
 def unknown(noun: str, name: str, known: Iterable[str]) -> NotFound:
@@ -200,7 +200,7 @@ def _provider_id(fields: ProviderFields, id: str | None) -> str:  # noqa: A002
         raise InvalidRequest("The field `id` is missing.", param="id")
     if id is not None and given != id:
         raise InvalidRequest("`id` cannot be changed.", param="id")
-    if id is None and not _PROVIDER_ID.match(given):
+    if id is None and not re.match(_PROVIDER_ID, given):
         raise InvalidRequest(
             "`id` must be 1 to 128 letters, digits, dots, dashes or underscores.", param="id"
         )

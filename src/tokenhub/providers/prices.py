@@ -26,7 +26,7 @@ Clause = str | list[Any]
 expression) with one text, | and & with clauses."""
 
 # gpt-5-20251211 is what some gateways call gpt-5-2025-12-11.
-_COMPACT_DATE = re.compile(r"-(20\d\d)(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(?=-|:|$)")
+_COMPACT_DATE = r"-(20\d\d)(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(?=-|:|$)"
 
 
 class _Dated(msgspec.Struct, frozen=True):
@@ -100,7 +100,7 @@ class PriceBook:
             return None
         name = model.lower()
         found = self._match(provider, name)
-        if found is None and (dashed := _COMPACT_DATE.sub(r"-\1-\2-\3", name)) != name:
+        if found is None and (dashed := re.sub(_COMPACT_DATE, r"-\1-\2-\3", name)) != name:
             found = self._match(provider, dashed)
         if found is None:
             return None

@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 import time
 from functools import lru_cache
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from tokenhub.core.errors import InvalidRequest
@@ -41,9 +40,7 @@ _ASKING = frozenset((b"content-encoding", b"expect", b"upgrade"))
 _OURS = frozenset(
     (b"connection", b"content-length", b"date", b"transfer-encoding", b"x-request-id")
 )
-STATUS_LINES = {
-    s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus if s >= 200
-}
+STATUS_LINES = {200: b"HTTP/1.1 200 OK\r\n"}  # others are added when first used
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = (
@@ -231,13 +228,17 @@ def _what_is_wrong(head: bytes) -> str:
 
 
 def status_line(status: int) -> bytes:
-    """The first line of an answer that has none in ``STATUS_LINES``.
+    """The first line of an answer that has none in ``STATUS_LINES``, and has one from now on.
 
     Raises ValueError for no status of a final answer.
     """
+    from http import HTTPStatus  # noqa: PLC0415  # 1 ms for its names, and most answers are a 200
+
     if not 200 <= status <= 599:
         raise ValueError(f"{status} is not the status of a final answer")
-    return b"HTTP/1.1 %d \r\n" % status
+    phrase = HTTPStatus(status).phrase if status in HTTPStatus.__members__.values() else ""
+    line = STATUS_LINES[status] = f"HTTP/1.1 {status} {phrase}\r\n".encode()
+    return line
 
 
 @lru_cache(maxsize=512)  # most answers carry one of a few sets of headers
