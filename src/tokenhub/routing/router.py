@@ -23,7 +23,7 @@ from tokenhub.core.errors import HubError, InvalidRequest, NotFound
 from tokenhub.routing.decide import decide, draw_of
 from tokenhub.routing.health import Health
 from tokenhub.routing.retry import FIRST_TOKEN_S, Failover, RetryBudget
-from tokenhub.routing.rewards import QUALITY_SHARE, reward_of
+from tokenhub.routing.reward import QUALITY_SHARE, reward_of
 from tokenhub.routing.rules import RoutingSettings, Rules
 from tokenhub.routing.shortlist import listed
 from tokenhub.routing.thompson import Bandit, bucket_of
@@ -59,7 +59,7 @@ class Router:
         clock: all times.
         seed: with a request's id it makes the request's own seed.
         rules: what is configured at first.
-        log: where attempts and decisions are written, None = nowhere.
+        log: where decisions and their attempts are written, None = nowhere.
         share_s: for how long decisions may share one look at what was learned, in seconds. A
             failure, or anything else but a plain answer, is seen by the very next decision.
     """
@@ -185,7 +185,7 @@ class Router:
     def record(
         self, decision: Decision, attempt: Attempt, retry_after: float | None = None
     ) -> float | None:
-        """Learn from an attempt at once: health, arms, log. Returns its reward, None if none."""
+        """Learn from an attempt at once: health and arms. Returns its reward, None if none."""
         model_id, bucket = attempt.model_id, decision.bucket
         if attempt.kind == "":
             self.health.answered(attempt.provider_id, model_id, attempt.latency_ms, attempt.ttft_ms)
@@ -196,12 +196,10 @@ class Router:
         reward = reward_of(decision, attempt)
         if reward is not None:
             self.bandit.update(model_id, bucket, reward, self._clock.now_ms())
-        if self._log is not None:
-            self._log.attempt(decision, attempt, reward)
         return reward
 
     def finish(self, decision: Decision, attempts: Sequence[Attempt], outcome: str) -> None:
-        """Log the decision of a request that has ended.
+        """Log the decision of a request that has ended, and its attempts.
 
         Args:
             decision: what was decided.
@@ -239,10 +237,11 @@ class Router:
         now = self._clock.now_ms()
         learned = await self._log.learned(now)
         for one in learned:
-            self.bandit.update(one.model_id, one.bucket, one.reward, min(one.at, now))
-            if not one.kind:
+            assert one.reward is not None
+            self.bandit.update(one.model_id, one.token_bucket, one.reward, min(one.at, now))
+            if not one.error_class:
                 quality = 1.0 if one.feedback is None else one.feedback
-                answer = _Answer(one.attempt, one.model_id, one.bucket, quality)
+                answer = _Answer(one.attempt, one.model_id, one.token_bucket, quality)
                 self._remember(one.request_id, answer)
         return len(learned)
 

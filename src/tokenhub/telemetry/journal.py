@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
+from msgspec.structs import astuple
 
 from tokenhub.core.decision import Attempt
 from tokenhub.core.errors import NotFound
@@ -36,7 +37,8 @@ _NAMES = (
     "attempt_count", "attempts",
 )  # fmt: skip
 _COLUMNS = ", ".join(_NAMES)
-_INSERT = f"INSERT INTO request_log ({_COLUMNS}) VALUES ({', '.join('?' * len(_NAMES))})"  # noqa: S608
+# Without the columns' names: the text is looked up by its hash at every step.
+_INSERT = f"INSERT INTO request_log VALUES ({','.join('?' * len(_NAMES))})"  # noqa: S608
 _ONE = f"SELECT {_COLUMNS} FROM request_log WHERE request_id = :id ORDER BY seq DESC LIMIT 1"  # noqa: S608
 _PRUNE = """
 DELETE FROM request_log WHERE seq IN (
@@ -47,7 +49,7 @@ DELETE FROM request_log WHERE seq IN (
 _encode = msgspec.json.Encoder().encode
 
 
-class Entry(NamedTuple):
+class Entry(msgspec.Struct, gc=False):
     """A request that is over, in the order of the columns; see migration 0005.
 
     ``attempts`` are put into JSON on the writer's thread.
@@ -152,7 +154,8 @@ class Journal:
         self._unwritten += count
 
         def save(tx: Transaction) -> None:
-            tx.executemany(_INSERT, [_row(seq, one) for seq, one in enumerate(entries, first)])
+            rows = [_row(seq, one) for seq, one in enumerate(entries, first)]
+            tx.executemany(_INSERT, rows)
 
         def done(error: BaseException | None) -> None:
             self._unwritten -= count
@@ -254,7 +257,7 @@ class Journal:
 
 
 def _row(seq: int, entry: Entry) -> tuple[Any, ...]:
-    *columns, attempts = entry
+    *columns, attempts = astuple(entry)
     return (seq, *columns, len(attempts), _encode(attempts).decode())
 
 

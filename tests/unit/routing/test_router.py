@@ -8,7 +8,8 @@ from tests.unit.routing.world import ManualClock, attempt, catalog, model, per_m
 
 from tokenhub.core.errors import FailureClass, InvalidRequest, NotFound
 from tokenhub.routing.explain import explain, replay
-from tokenhub.routing.rewards import RewardLog, reward_of
+from tokenhub.routing.reward import reward_of
+from tokenhub.routing.rewards import RewardLog
 from tokenhub.routing.router import Router
 
 MODELS = (
@@ -142,7 +143,9 @@ async def test_the_log_rebuilds_what_was_learned(logged, db, clock):
     for number in range(20):
         decision = router.decide(query(request_id=f"r-{number}", model="auto:thompson"))
         kind = FailureClass.SERVER if number % 5 == 0 else ""
-        router.record(decision, attempt(decision, at_ms=clock.now_ms(), kind=kind, cost=10**6))
+        done = attempt(decision, at_ms=clock.now_ms(), kind=kind, cost=10**6)
+        router.record(decision, done)
+        router.finish(decision, [done], kind or "ok")
         if not kind:
             router.feedback(f"r-{number}", 0.25)
         clock.advance(30)
@@ -162,8 +165,8 @@ async def test_the_log_rebuilds_what_was_learned(logged, db, clock):
 async def test_rows_are_written_in_batches_without_being_asked(logged, db):
     router, log = logged
     decision = router.decide(query())
-    router.record(decision, attempt(decision, cost=5))
-    assert await db.read("SELECT count(*) FROM reward_log") == [(0,)]
+    router.finish(decision, [attempt(decision, cost=5)], "ok")
+    assert await db.read("SELECT count(*) FROM decision_log") == [(0,)]
     for _ in range(100):
         await asyncio.sleep(0.02)
         if rows := await log.rewards():

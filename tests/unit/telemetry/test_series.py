@@ -6,6 +6,7 @@ from datetime import datetime
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from tests.unit.telemetry.finished import Timer, entry, failed
 
 from tokenhub.core.errors import InvalidRequest
@@ -85,7 +86,7 @@ def test_counters_are_the_same_at_every_resolution_over_restarts(traffic, clock,
             change = {"prompt": prompt, "completion": 0, "model_id": model}
             one = entry(clock.ms, 0.0, **change)
             if not ok:
-                one = one._replace(error_class="server", status=502)
+                one = replace(one, error_class="server", status=502)
             observer.observe(one, 0.0)
             tokens, requests, errors = tokens + prompt, requests + 1, errors + (not ok)
             if then == "fold":
