@@ -146,7 +146,10 @@ class Call:
     @property
     def cost(self) -> int | None:
         """Nano-dollars over all attempts; None when a price is unknown."""
-        costs = [attempt.cost for attempt in self.attempts if not attempt.kind or attempt.cost]
+        attempts = self.attempts
+        if len(attempts) == 1 and not attempts[0].kind:
+            return attempts[0].cost
+        costs = [attempt.cost for attempt in attempts if not attempt.kind or attempt.cost]
         return None if None in costs else sum(cost for cost in costs if cost is not None)
 
     def answered(self, candidate: Candidate, usage: Usage, finish_reason: str | None) -> None:

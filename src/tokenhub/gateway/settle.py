@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from tokenhub.core.chat import Usage
 from tokenhub.core.errors import PaymentRequired
 from tokenhub.telemetry.cell import pair_of
 from tokenhub.telemetry.journal import Entry
@@ -19,20 +20,24 @@ if TYPE_CHECKING:
 
 # Where clients name the conversation a request belongs to, first found counts.
 _SESSIONS = (b"x-session-id", b"session-id", b"x-claude-code-session-id", b"x-session-affinity")
+_NAMES_A_SESSION = frozenset(_SESSIONS)
 MAX_SESSION = 128
+_NO_USAGE = Usage(source="")
 
 log = logging.getLogger(__name__)
 
 
 def entry_of(call: Call, catalog: Catalog) -> Entry:
     """The row of the request log."""
-    request, chat, decision, usage = call.request, call.chat, call.decision, call.usage
+    request, chat, decision = call.request, call.chat, call.decision
+    usage = call.usage or _NO_USAGE
+    headers = request.headers
     model = catalog.models.get(call.model_id)
     prices = model.prices if model is not None else None
     return Entry(
         request.id,
         request.client_id,
-        _session(request.headers),
+        _session(headers) if not _NAMES_A_SESSION.isdisjoint(headers) else "",
         call.started_ms,
         call.endpoint,
         call.grant.key_id,
@@ -49,12 +54,12 @@ def entry_of(call: Call, catalog: Catalog) -> Entry:
         call.finish_reason or "",
         (call.ended - call.began) * 1000.0,
         call.ttft_ms,
-        usage.prompt if usage is not None else 0,
-        usage.completion if usage is not None else 0,
-        usage.cached_read if usage is not None else 0,
-        usage.cached_write if usage is not None else 0,
-        usage.reasoning if usage is not None else 0,
-        usage.source if usage is not None else "",
+        usage.prompt,
+        usage.completion,
+        usage.cached_read,
+        usage.cached_write,
+        usage.reasoning,
+        usage.source,
         call.cost,
         prices.source if prices is not None else "",
         prices.version if prices is not None else "",

@@ -134,10 +134,11 @@ class Journal:
 
     def append(self, entry: Entry) -> None:
         """Take an entry; never waits."""
-        if len(self._pending) + self._unwritten >= MOST_PENDING:
+        pending = self._pending
+        if len(pending) + self._unwritten >= MOST_PENDING:
             self.dropped += 1
             return
-        self._pending.append(entry)
+        pending.append(entry)
         if not self._waiting:
             self._waiting = True
             self._call_later(FLUSH_S, self.flush)
@@ -257,8 +258,8 @@ class Journal:
 
 
 def _row(seq: int, entry: Entry) -> tuple[Any, ...]:
-    *columns, attempts = astuple(entry)
-    return (seq, *columns, len(attempts), _encode(attempts).decode())
+    attempts = entry.attempts
+    return (seq, *astuple(entry)[:-1], len(attempts), _encode(attempts).decode())
 
 
 def _shown_attempt(one: Attempt) -> dict[str, Any]:

@@ -100,10 +100,12 @@ class Observer:
         waiting, self._waiting = self._waiting, []
         series, lines = self.series, self._lines
         now = self._clock.now_ms()
+        over = series.second + SECOND  # when the running second is
         for entry, upstream_s, filtered in waiting:
             ended = entry.at_ms + int(entry.latency_ms)
-            if series.second + SECOND <= ended:
+            if ended >= over:
                 series.advance(min(ended, now))
+                over = series.second + SECOND
             model, provider = entry.model_id, entry.provider_id
             if not model:
                 model, provider = pair_of(entry)
@@ -114,7 +116,7 @@ class Observer:
             if (found := lines.get(which)) is None:
                 found = self._line(which)
             line, counts = found
-            series.cell(line).add(entry)
+            (line.cell or series.cell(line)).add(entry)
             counts.add(entry, upstream_s)
             if filtered:
                 self.metrics.skipped(filtered)
