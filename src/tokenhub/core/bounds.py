@@ -202,13 +202,16 @@ def bound(
         text, hour, each = prices.dearest
         fixed = prompt * (hour if size.hour else text) + prices.request
     each *= choices
+    femto = fixed + each * tokens
     limit = None
     if room is not None and each and output:
-        if tokens:
-            tokens = _affordable(room, fixed, each, tokens, asked=max_tokens is not None)
+        asked = max_tokens is not None
+        if femto > (room if asked else room // SHARE) * FEMTO_PER_NANO:
+            tokens = _affordable(room, fixed, each, tokens, asked=asked)
+            femto = fixed + each * tokens
         if max_tokens is None or tokens < max_tokens:
             limit = tokens
-    nano = (fixed + each * tokens + _HALF) // FEMTO_PER_NANO
+    nano = (femto + _HALF) // FEMTO_PER_NANO
     return Bound(min(nano, MAX_COST), True, prompt, tokens * choices, limit, size)
 
 

@@ -101,17 +101,31 @@ def cost(usage: Usage, prices: Prices) -> int | None:
     plain = prices.input
     if plain is None:
         return None
+    prompt, completion, reasoning = usage.prompt, usage.completion, usage.reasoning
+    read, write = usage.cached_read, usage.cached_write
     if (
-        usage.cached_read or usage.cached_write or usage.reasoning
-        or usage.audio_in or usage.image_in or usage.audio_out or usage.image_out
+        usage.audio_in or usage.image_in or usage.audio_out or usage.image_out
+        or usage.cached_write_1h or not (
+            0 <= prompt <= MAX_TOKENS and 0 <= completion <= MAX_TOKENS and 0 <= read <= MAX_TOKENS
+            and 0 <= write <= MAX_TOKENS and 0 <= reasoning <= MAX_TOKENS
+        )
     ):  # fmt: skip
         femto = _prompt_femto(usage, prices, plain) + _completion_femto(usage, prices)
-    else:
-        prompt, completion = usage.prompt, usage.completion
-        if not (0 <= prompt <= MAX_TOKENS and 0 <= completion <= MAX_TOKENS):
-            prompt, completion = sane(prompt), sane(completion)
-        each = prices.output
-        femto = prompt * plain + completion * (plain if each is None else each)
+    else:  # nearly always: text of a sane length
+        femto = 0
+        if read and prices.cached_read is not None:
+            femto += read * prices.cached_read
+            prompt -= read
+        if write and prices.cached_write is not None:
+            femto += write * prices.cached_write
+            prompt -= write
+        if reasoning and prices.reasoning is not None:
+            femto += reasoning * prices.reasoning
+            completion -= reasoning
+        if prompt > 0:
+            femto += prompt * plain
+        if completion > 0:
+            femto += completion * (plain if prices.output is None else prices.output)
     nano = (femto + prices.request + _HALF) // FEMTO_PER_NANO
     return min(nano, MAX_COST)
 
@@ -143,39 +157,37 @@ def sane(tokens: int) -> int:
 
 
 def _prompt_femto(usage: Usage, prices: Prices, plain: int) -> int:
-    read, write = usage.cached_read, usage.cached_write
-    audio, image = usage.audio_in, usage.image_in
-    if not (read or write or audio or image):
-        return sane(usage.prompt) * plain
-    hour = min(sane(usage.cached_write_1h), sane(write))
+    write, hour = usage.cached_write, usage.cached_write_1h
+    if hour:
+        hour = min(sane(hour), sane(write))
+        write = sane(write) - hour
     kinds = (
-        (sane(read), prices.cached_read),
-        (sane(write) - hour, prices.cached_write),
+        (usage.cached_read, prices.cached_read),
+        (write, prices.cached_write),
         (hour, prices.cached_write if prices.cached_write_1h is None else prices.cached_write_1h),
-        (sane(audio), prices.audio_in),
-        (sane(image), prices.image_in),
+        (usage.audio_in, prices.audio_in),
+        (usage.image_in, prices.image_in),
     )
-    return _mixed(sane(usage.prompt), plain, kinds)
+    return _mixed(usage.prompt, plain, kinds)
 
 
 def _completion_femto(usage: Usage, prices: Prices) -> int:
-    plain = output_price(prices)
-    if not (usage.reasoning or usage.audio_out or usage.image_out):
-        return sane(usage.completion) * plain
     kinds = (
-        (sane(usage.reasoning), prices.reasoning),
-        (sane(usage.audio_out), prices.audio_out),
-        (sane(usage.image_out), prices.image_out),
+        (usage.reasoning, prices.reasoning),
+        (usage.audio_out, prices.audio_out),
+        (usage.image_out, prices.image_out),
     )
-    return _mixed(sane(usage.completion), plain, kinds)
+    return _mixed(usage.completion, output_price(prices), kinds)
 
 
 def _mixed(whole: int, plain: int, kinds: tuple[tuple[int, int | None], ...]) -> int:
     femto = 0
+    whole = sane(whole)
     for tokens, price in kinds:
-        if price is not None:
-            femto += tokens * price
-            whole -= tokens
+        if tokens > 0 and price is not None:
+            sure = min(tokens, MAX_TOKENS)
+            femto += sure * price
+            whole -= sure
     return femto + max(whole, 0) * plain
 
 

@@ -290,3 +290,11 @@ def test_a_member_written_with_escapes_is_not_taken_for_text():
     content = '"\\u0063ontent"'
     body = f'{{"messages":[{{{content}:[{part}]}},{{"content":"{LONG}"}}]}}'.encode()
     assert measure_chat(parse_chat(body)).images == 1
+
+
+def test_the_dearest_price_is_that_of_these_prices_alone():
+    """It is kept with them; changed prices are other prices."""
+    prices = Prices(input=3, output=4, cached_write=7, cached_write_1h=9, reasoning=5)
+    assert prices.dearest == (7, 9, 5)
+    assert replace(prices, cached_write=1, cached_write_1h=2, reasoning=None).dearest == (3, 3, 4)
+    assert prices == replace(prices)
