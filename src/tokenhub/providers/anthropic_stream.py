@@ -11,18 +11,20 @@ error, ping            a failure; nothing
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from tokenhub.core.conversation import CallDelta, Delta
 from tokenhub.core.errors import FailureClass, ProviderError
-from tokenhub.providers.adapter import DONE, StreamRelay
+from tokenhub.providers.adapter import DONE, MAX_EVENT, StreamRelay
 from tokenhub.providers.anthropic_reply import Block, MessageObject, UsageObject, finish_reason
 from tokenhub.providers.failures import classify_event, garbage
 from tokenhub.providers.openai_writer import ChunkWriter
 from tokenhub.providers.sse import EventReader, EventTooLarge
 
 
-class _Delta(msgspec.Struct):
+class _Delta(msgspec.Struct, gc=False):
     type: str = ""
     text: str = ""
     thinking: str = ""
@@ -30,7 +32,7 @@ class _Delta(msgspec.Struct):
     stop_reason: str | None = None
 
 
-class _Event(msgspec.Struct):
+class _Event(msgspec.Struct, gc=False):
     type: str
     index: int = 0
     message: MessageObject | None = None
@@ -39,7 +41,7 @@ class _Event(msgspec.Struct):
     usage: UsageObject | None = None
 
 
-class _Call(msgspec.Struct):
+class _Call(msgspec.Struct, gc=False):
     """A tool call under way: its number among the calls, and its arguments so far unsent."""
 
     number: int
@@ -48,6 +50,10 @@ class _Call(msgspec.Struct):
 
 
 _event = msgspec.json.Decoder(_Event)
+
+_BREAK = b"\n\n"
+# An event as the API sends it. Splitting leaves nothing between two of them, if they are such.
+_PLAIN = re.compile(rb"(?:event: [^\n]*\n)?data: ([^\n]*)\n\n")
 
 
 class AnthropicRelay(StreamRelay):
@@ -64,30 +70,52 @@ class AnthropicRelay(StreamRelay):
         self._created = created
         self._writer = ChunkWriter("", model, created)
         self._model = model
-        self._reader = EventReader()
+        self._tail = b""
+        self._reader: EventReader | None = None  # after other line ends than LF
         self._usage = UsageObject()
         self._calls: dict[int, _Call] = {}
         self._opened = False  # message_start was seen
 
     def feed(self, data: bytes) -> bytes:
         """The chunks for the events that end in this read."""
-        if self._over():
+        if self.complete or self.failure is not None:
             return b""
         try:
-            events = self._reader.feed(data)
+            payloads = self._payloads(data)
         except EventTooLarge:
             return self._fail(garbage("sent an event of more than 8 MiB"))
         was_started = self.started
-        out = bytearray()
-        for event in events:
-            out += self._translate(event.data)
+        out = []
+        for payload in payloads:
+            out.append(self._translate(payload))
             if self.failure is not None and not was_started:
                 # Nothing of this stream has been written yet, so another provider can answer.
                 self.started = False
                 return b""
             if self._over():
                 break
-        return bytes(out)
+        return b"".join(out)
+
+    def _payloads(self, data: bytes) -> list[bytes]:
+        """The data of the events that end in this read."""
+        if self._reader is None and b"\r" in data:
+            self._reader = EventReader()
+            data, self._tail = self._tail + data, b""
+        if self._reader is not None:
+            return [event.data for event in self._reader.feed(data)]
+        if self._tail:
+            data, self._tail = self._tail + data, b""
+        if not data.endswith(_BREAK):
+            end = data.rfind(_BREAK) + len(_BREAK)
+            if end < len(_BREAK):
+                end = 0
+            data, self._tail = data[:end], data[end:]
+            if len(self._tail) > MAX_EVENT:
+                raise EventTooLarge
+        pieces = _PLAIN.split(data)
+        if any(pieces[::2]):
+            return [event.data for event in EventReader().feed(data)]
+        return pieces[1::2]
 
     def finish(self) -> bytes:
         """``[DONE]`` after ``message_stop``, else the error event."""
@@ -106,9 +134,9 @@ class AnthropicRelay(StreamRelay):
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             self.malformed += 1
             return b""
+        if event.type == "content_block_delta":
+            return self._on_delta(event)
         match event.type:
-            case "content_block_delta":
-                return self._on_delta(event)
             case "content_block_start":
                 return self._on_block(event)
             case "content_block_stop":
@@ -154,8 +182,10 @@ class AnthropicRelay(StreamRelay):
         delta = event.delta
         if delta is None:
             return b""
-        if delta.text:
-            return self._say(Delta(text=delta.text), delta.text)
+        if text := delta.text:
+            self.content_bytes += len(text) if text.isascii() else len(text.encode())
+            chunk = self._writer.text(text)
+            return chunk if self.started else self._open() + chunk
         if delta.thinking:
             return self._say(Delta(reasoning=delta.thinking), delta.thinking)
         call = self._calls.get(event.index)

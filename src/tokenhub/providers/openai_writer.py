@@ -27,14 +27,20 @@ class ChunkWriter:
         }
         self._head = b"data: " + _encode(head)[:-1] + b',"choices":['
 
+        self._text = self._head + b'{"index":0,"delta":{"content":'
+
     def role(self) -> bytes:
         """The chunk that opens the assistant's turn."""
         return self._choice(b'{"role":"assistant","content":""}')
 
+    def text(self, text: str) -> bytes:
+        """A piece of the answer in words: what nearly all chunks are."""
+        return self._text + _encode(text) + b'},"finish_reason":null}]}\n\n'
+
     def delta(self, delta: Delta) -> bytes:
         """A piece of the answer."""
         if delta.text:
-            return self._choice(b'{"content":' + _encode(delta.text) + b"}")
+            return self.text(delta.text)
         if delta.reasoning:
             return self._choice(b'{"reasoning_content":' + _encode(delta.reasoning) + b"}")
         assert delta.call is not None

@@ -1,0 +1,114 @@
+"""A translated stream: events taken apart by one pattern, against the SSE reader."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tokenhub.core.errors import FailureClass
+from tokenhub.providers.anthropic_stream import AnthropicRelay
+from tokenhub.providers.sse import EventReader
+
+RECORDED = sorted((Path(__file__).parents[2] / "wire/anthropic").glob("*.sse"))
+NOTED = (
+    "started", "complete", "usage", "early", "finish_reason", "content_bytes", "malformed",
+    "failure",
+)  # fmt: skip
+
+
+class ByReader(AnthropicRelay):
+    """The same relay with the SSE reader for every read."""
+
+    def __init__(self):
+        super().__init__(show_usage=True, created=1, model="claude")
+        self.whole = EventReader()
+
+    def _payloads(self, data):
+        return [event.data for event in self.whole.feed(data)]
+
+
+def ran(relay, reads):
+    pieces = [relay.feed(read) for read in reads]
+    return pieces, [repr(getattr(relay, name)) for name in NOTED], relay.finish()
+
+
+def agree(reads):
+    fast = AnthropicRelay(show_usage=True, created=1, model="claude")
+    assert ran(fast, reads) == ran(ByReader(), reads)
+    return fast
+
+
+def cut(data, places):
+    edges = [0, *sorted({place % (len(data) + 1) for place in places}), len(data)]
+    return [data[a:b] for a, b in itertools.pairwise(edges)]
+
+
+def delta(text):
+    value = {"type": "content_block_delta", "delta": {"type": "text_delta", "text": text}}
+    data = json.dumps(value, ensure_ascii=False).encode()
+    return b"event: content_block_delta\ndata: " + data + b"\n\n"
+
+
+CUTS = st.lists(st.integers(min_value=0, max_value=10_000), max_size=8)
+MUTATIONS = st.lists(
+    st.tuples(
+        st.integers(min_value=0, max_value=10_000),
+        st.sampled_from([b'"', b"\\", b"\n", b"\n\n", b"\r\n", b"\r", b":", b"x", b"\xff", b""]),
+        st.integers(min_value=0, max_value=3),
+    ),
+    max_size=3,
+)
+
+
+def mutated(data, mutations):
+    for place, news, gone in mutations:
+        at = place % (len(data) + 1)
+        data = data[:at] + news + data[at + gone :]
+    return data
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
+@given(places=CUTS, mutations=MUTATIONS)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_any_stream_in_any_cut_says_the_same(path, places, mutations):
+    agree(cut(mutated(path.read_bytes(), mutations), places))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b": comment\n\n",
+        b"id: 7\n" + delta("x"),
+        b"event: a\nevent: b\ndata: {}\n\n",
+        b'data: {"type":\ndata: "ping"}\n\n',
+        b"data:" + delta("x").partition(b"data: ")[2],
+        b"\n\n",
+        b"retry: 5\n\n",
+        b"data: [DONE]\n\n",
+        b"event: content_block_delta\ndata\n\n",
+        b"xdata: {}\n\n",
+    ],
+)
+def test_an_odd_event_among_others_says_the_same(odd):
+    relay = agree([delta("a"), delta("b") + odd + delta("c"), odd, delta("d")])
+    assert relay.content_bytes >= len("abcd")
+
+
+@given(st.lists(st.text(max_size=8), min_size=1, max_size=10))
+@settings(deadline=None)
+def test_words_arrive_as_they_were_said(texts):
+    relay = agree([b"".join(map(delta, texts))])
+    assert relay.content_bytes == len("".join(texts).encode())
+
+
+def test_an_event_without_an_end_is_refused():
+    relay = AnthropicRelay(show_usage=True, created=1, model="claude")
+    relay.feed(b"data: ")
+    for _ in range(9):
+        relay.feed(b"x" * 1024 * 1024)
+    assert relay.failure.kind == FailureClass.GARBAGE
