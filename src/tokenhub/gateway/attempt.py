@@ -123,7 +123,7 @@ class Attempt:
             call.grant, model, self._size, max_tokens=chat.max_tokens, choices=chat.choices
         )
         cap = _lowest(limit.max_tokens, step.candidate.output_cap)
-        request = lane.adapter.request(chat, lane.target, credential, max_tokens=cap)
+        request = lane.adapter.request(chat, lane.target, credential, cap)
         if (trace := self._lanes.trace) is not None:
             request.more = [*request.more, *trace(call.request, step.number)]
         hold = self._hold = ledger.spend(call.grant, call.request.id, step.number, model, limit)
@@ -134,7 +134,7 @@ class Attempt:
             asked = self._clock.monotonic()
             try:
                 answer = await lane.upstream.send(
-                    lane.origin, request, self._limits(timeouts), stream=chat.stream
+                    lane.origin, request, self._limits(timeouts), chat.stream
                 )
             finally:
                 call.upstream_s += self._clock.monotonic() - asked

@@ -146,7 +146,6 @@ class Adapter(Protocol):
         chat: ChatRequest,
         target: Target,
         credential: bytes | None,
-        *,
         max_tokens: int | None,
     ) -> UpstreamRequest:
         """The provider's request.

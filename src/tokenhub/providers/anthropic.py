@@ -47,7 +47,6 @@ class AnthropicAdapter:
         chat: ChatRequest,
         target: Target,
         credential: bytes | None,
-        *,
         max_tokens: int | None,
     ) -> UpstreamRequest:
         """The Messages request; ``max_tokens`` is required there, so it always has one."""

@@ -18,11 +18,15 @@ class Builtin:
         self._demo: Upstream | None = None
 
     async def send(
-        self, origin: Origin | None, request: UpstreamRequest, timeouts: Timeouts, *, stream: bool
+        self,
+        origin: Origin | None,
+        request: UpstreamRequest,
+        timeouts: Timeouts,
+        stream: bool,  # noqa: FBT001  # see Upstream.send
     ) -> Answer:
         """Answer one request; ``origin`` means nothing here."""
         if self._demo is None:
             from tokenhub.providers.demo import DemoProvider, DemoUpstream  # noqa: PLC0415  # seldom
 
             self._demo = DemoUpstream(DemoProvider(self._clock))
-        return await self._demo.send(origin, request, timeouts, stream=stream)
+        return await self._demo.send(origin, request, timeouts, stream)

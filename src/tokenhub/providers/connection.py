@@ -37,6 +37,7 @@ STALE_SECONDS = 1.0
 # processor by way of chunk extensions and the like.
 _MAX_OVERHEAD = 8
 _SLACK = 2 * MAX_HEAD
+_WELL_INSIDE = 64 * 1024  # bytes on the wire, of any limit on them
 # Bodies below this are sent in one write with the head; copying a larger one costs more.
 _JOIN_BELOW = 64 * 1024
 
@@ -80,7 +81,10 @@ class Connection(asyncio.Protocol):
         self._reading = True
         self._waiter: asyncio.Future[Answer] | None = None
         self._stream: StreamAnswer | None = None
-        self._done = False
+        self._done = self._extra = False
+        self._fault = ""  # once there is one, the connection does not serve again
+        self._body: bytearray | None = None
+        self._headers: dict[bytes, bytes] = {}
         self._parts: list[bytes] = []
         # The parser calls the list itself: a frame of Python for each chunk would add a quarter to
         # reading a stream. Set before the parser looks for its callbacks.
@@ -99,7 +103,11 @@ class Connection(asyncio.Protocol):
         return (info("sockname") or ("",))[0], (info("peername") or ("",))[0]
 
     def exchange(
-        self, head: bytes, body: bytes, timeouts: Timeouts, *, stream: bool
+        self,
+        head: bytes,
+        body: bytes,
+        timeouts: Timeouts,
+        stream: bool,  # noqa: FBT001  # named, it costs as much as the call
     ) -> asyncio.Future[Answer]:
         """Send a request; the future gets the answer. The connection must be free and usable."""
         now = self._loop.time()
@@ -108,12 +116,8 @@ class Connection(asyncio.Protocol):
         self._idle = timeouts.idle
         self._total = math.inf if timeouts.total is None else now + timeouts.total
         self._streaming = stream
-        self._active = self._head_done = self._done = self._extra = False
-        self._keep_alive = False
-        self._fault = ""
-        self._body: bytearray | None = None
-        self._headers: dict[bytes, bytes] = {}
-        self._size = self._wire = self._repeated = 0
+        self._active = self._head_done = self._done = self._keep_alive = False
+        self._size = self._wire = 0
         self.uses += 1
         self._waiter = waiter = self._loop.create_future()
         if len(body) < _JOIN_BELOW:
@@ -208,6 +212,16 @@ class Connection(asyncio.Protocol):
                 self._fault = f"the answer's headers are larger than {MAX_HEAD} bytes"
             if self._fault:
                 self._refuse()
+            return
+        if self._done and not self._streaming and self._body is None and self._wire <= _WELL_INSIDE:
+            # Most answers: whole in one read, and too small for any limit.
+            assert waiter is not None
+            parts = self._parts
+            body = parts[0] if len(parts) == 1 else b"".join(parts)
+            parts.clear()
+            self._waiter = None
+            waiter.set_result(Answer(self._status, self._headers, body))
+            self._free()
             return
         data = self._take_parts()
         stream = self._stream
@@ -305,7 +319,10 @@ class Connection(asyncio.Protocol):
             if self._fault:
                 self._refuse()
             elif self._done:
-                self._answer(data if self._body is None else bytes(self._body + data))
+                if self._body is not None:
+                    data = bytes(self._body + data)
+                    self._body = None
+                self._answer(data)
             elif data:
                 self._keep(data)
             return
@@ -341,7 +358,8 @@ class Connection(asyncio.Protocol):
         self._free()
 
     def _free(self) -> None:
-        self.set_reading(True)
+        if not self._reading:
+            self.set_reading(True)
         # A provider that answers before it has read the request leaves bytes in our buffer.
         sound = self._keep_alive and not self._extra and not self._transport.is_closing()
         if sound and not self._transport.get_write_buffer_size():

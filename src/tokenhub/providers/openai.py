@@ -74,7 +74,6 @@ class OpenAIAdapter:
         chat: ChatRequest,
         target: Target,
         credential: bytes | None,
-        *,
         max_tokens: int | None,
     ) -> UpstreamRequest:
         """The client's body with model, output cap and the wish for usage set."""

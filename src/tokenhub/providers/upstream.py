@@ -150,8 +150,7 @@ class Upstream(Protocol):
         origin: Origin | None,
         request: UpstreamRequest,
         timeouts: Timeouts,
-        *,
-        stream: bool,
+        stream: bool,  # noqa: FBT001  # a call with names costs as much again
     ) -> Answer:
         """Send a request.
 

@@ -112,7 +112,7 @@ class Upstream:
         self.bodies = []
         self.left = []
 
-    async def send(self, origin, request, timeouts, *, stream):
+    async def send(self, origin, request, timeouts, stream):
         self.asked.append(origin.host)
         self.bodies.append(msgspec.json.decode(request.body))
         script = self.scripts[origin.host]

@@ -33,8 +33,7 @@ class DemoUpstream:
         origin: Origin | None,
         request: UpstreamRequest,
         timeouts: Timeouts,
-        *,
-        stream: bool,
+        stream: bool,  # noqa: FBT001  # see Upstream.send
     ) -> Answer:
         """Answer one request; ``origin`` means nothing here."""
         del origin
