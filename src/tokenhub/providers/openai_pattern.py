@@ -77,20 +77,7 @@ class Pattern:
             or not events.endswith(self._foot)
         ):
             return -1
-        words = events[self._words_at]
-        more = 0
-        if self._middle or self._needle in words:
-            pieces = self._pieces(words)
-            # A blank after a cut escape makes it unsound: no piece can lean on its neighbour.
-            words = b" ".join(pieces)
-            more = len(pieces) - 1
-            if more < 0:
-                return -1
-        try:
-            text: str = _string.decode(b'"%b"' % words)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return -1
-        return (len(text) if text.isascii() else len(text.encode())) - more
+        return self._size(events[self._words_at])
 
     def find(self, events: bytes) -> tuple[int, int, int] | None:
         """Events of this pattern in a row: where it starts and ends, and the UTF-8 bytes said.
@@ -107,8 +94,26 @@ class Pattern:
             # The last word comes with the reason of the end.
             end = events.rfind(foot)
         end += len(foot)
-        size = self.said(events[start:end])
+        if end - start < self._least:
+            return None
+        size = self._size(events[start + len(head) : end - len(foot)])
         return None if size < 0 else (start, end, size)
+
+    def _size(self, words: bytes) -> int:
+        """What ``said`` says, of all that stands between the first head and the last foot."""
+        more = 0
+        if self._middle or self._needle in words:
+            pieces = self._pieces(words)
+            # A blank after a cut escape makes it unsound: no piece can lean on its neighbour.
+            words = b" ".join(pieces)
+            more = len(pieces) - 1
+            if more < 0:
+                return -1
+        try:
+            text: str = _string.decode(b'"%b"' % words)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return -1
+        return (len(text) if text.isascii() else len(text.encode())) - more
 
     def _pieces(self, words: bytes) -> Sequence[bytes]:
         """The words of each event; empty when what is between them is not of the pattern."""

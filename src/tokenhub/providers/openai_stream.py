@@ -96,28 +96,24 @@ class OpenAIRelay(StreamRelay):
 
     def _plain(self, block: bytes) -> bytes | None:
         """What to relay if every event is plain and sound, else None and nothing is noted."""
-        done = block.endswith(DONE)
-        body = block[: -len(DONE)] if done else block
-        row = self._row(body)
-        if row is None:
-            events = _read(body)
-            if events is None:
-                return None
-            out = self._kept(body, events)
-        else:
-            start, end, size = row
-            before, after = _read(body[:start]), _read(body[end:])
-            if before is None or after is None:
-                return None
+        row = self._row(block)
+        start, end, size = (0, 0, 0) if row is None else row
+        before, after = block[:start], block[end:]
+        done = after.endswith(DONE)
+        if done:
+            after = after[: -len(DONE)]
+        first, last = _read(before), _read(after)
+        if first is None or last is None:
+            return None
+        out = self._kept(before, first)
+        if row is not None:
             assert self._pattern is not None
             self._seen.add(self._pattern.choice)
             if size:
                 self._live = True
                 self.content_bytes += size
-            out = body
-            if before or after:
-                out = self._kept(body[:start], before) + body[start:end]
-                out += self._kept(body[end:], after)
+            out = out + block[start:end] if out else block[start:end]
+        out += self._kept(after, last)
         self.complete = done
         return out
 
