@@ -112,6 +112,7 @@ class RewardLog:
         self._rules: dict[str, tuple[Rules, int]] = {}
         self._known: set[str] = set()
         self._waiting = False
+        self._unwritten = 0  # queued for the writer
         self.dropped = 0
 
     def feedback(self, request_id: str, attempt: int, score: float, change: float) -> None:
@@ -161,7 +162,7 @@ class RewardLog:
         )
 
     def _add(self, rows: list[Any], row: Any) -> None:
-        if len(rows) >= MOST_PENDING:
+        if len(rows) + self._unwritten >= MOST_PENDING:
             self.dropped += 1
             return
         rows.append(row)
@@ -175,8 +176,10 @@ class RewardLog:
         feedback, self._feedback = self._feedback, []
         decisions, self._decisions = self._decisions, []
         rules, self._rules = self._rules, {}
-        if not (feedback or decisions):
+        count = len(feedback) + len(decisions)
+        if not count:
             return
+        self._unwritten += count
 
         def save(tx: Transaction) -> None:
             for digest, (body, at) in rules.items():
@@ -186,11 +189,11 @@ class RewardLog:
                 tx.executemany(statement, feedback)
 
         def done(error: BaseException | None) -> None:
+            self._unwritten -= count
             if error is not None:
-                lost = len(feedback) + len(decisions)
-                self.dropped += lost
+                self.dropped += count
                 self._known.clear()  # the rules may be among them
-                log.error("%d rows of the decision log are lost.", lost, exc_info=error)
+                log.error("%d rows of the decision log are lost.", count, exc_info=error)
 
         self._db.write_soon(save, done)
 

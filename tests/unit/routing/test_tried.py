@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 
 import pytest
 from tests.unit.routing.world import ManualClock, attempt, catalog, model, query
@@ -165,6 +166,27 @@ async def test_rows_that_cannot_be_written_are_counted_as_dropped(log, db, caplo
     await db.write(lambda _: None)
     assert log.dropped == 3
     assert "3 rows of the decision log are lost" in caplog.text
+
+
+async def test_what_the_writer_has_not_taken_fills_the_queue_too(log, db, monkeypatch):
+    monkeypatch.setattr("tokenhub.routing.rewards.MOST_PENDING", 2)
+    at_work, go_on = threading.Event(), threading.Event()
+
+    def hold_up(_):
+        at_work.set()
+        go_on.wait(10)
+
+    busy = asyncio.create_task(db.write(hold_up))
+    await asyncio.to_thread(at_work.wait, 10)
+    for number in range(3):
+        log.decision(decided(number), Rules(), [], "ok", NOW)
+        log.flush()
+    assert log.dropped == 1
+    go_on.set()
+    await busy
+    await db.write(lambda _: None)
+    log.decision(decided(4), Rules(), [], "ok", NOW)
+    assert log.dropped == 1
 
 
 async def test_the_plan_of_a_page_sorts_no_table(db):
