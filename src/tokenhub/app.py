@@ -302,7 +302,7 @@ class App:
             cors_origins=frozenset(origin.encode() for origin in settings.cors_origins),
         )
         self.prober = Prober(self.router.health, clock, lambda: self.catalog.current, probe)
-        self.server = HttpServer(edge, clock, body_limit=edge.max_body, render=edge.failed)
+        self.server = HttpServer(edge.handler, clock, body_limit=edge.max_body, render=edge.failed)
 
     def _admin_routes(
         self, lanes: Lanes, transcripts: Transcripts, discovered: Discovering

@@ -336,7 +336,7 @@ class Connection(asyncio.Protocol):
             response = Response(500, self._server.render(request, error).body)
             head = self._head(request, response)
         body = response.body
-        if (request is not None and request.method == "HEAD") or response.status in _NO_BODY:
+        if response.status in _NO_BODY or (request is not None and request.head.method == "HEAD"):
             self._transport.write(head)
         elif len(body) < _JOIN:
             self._transport.write(head + body)
@@ -345,23 +345,21 @@ class Connection(asyncio.Protocol):
             self._transport.write(body)
 
     def _head(self, request: Request | None, response: Reply) -> bytes:
-        status = response.status
-        line, own = STATUS_LINES.get(status) or status_line(status), self._own_lines(request)
-        headers = tuple(response.headers)
+        status, headers = response.status, tuple(response.headers)
         if status in _NO_BODY:
-            return b"".join((line, own, b"\r\n", field_lines(None, headers), b"\r\n"))
-        fields = field_lines(response.content_type, headers)
+            return self._lines(request, status, b"\r\n", field_lines(None, headers))
         size = b"\r\nContent-Length: %d\r\n" % len(response.body)
-        return b"".join((line, own, size, fields, b"\r\n"))
+        return self._lines(request, status, size, field_lines(response.content_type, headers))
 
-    def _own_lines(self, request: Request | None) -> bytes:
-        """Without the end of the last one."""
+    def _lines(self, request: Request | None, status: int, size: bytes, fields: bytes) -> bytes:
         server = self._server
-        own = server.date_line + (server.clock.new_id() if request is None else request.id).encode()
+        line = STATUS_LINES.get(status) or status_line(status)
+        request_id = server.clock.new_id() if request is None else request.id
+        ending = b""
         if self._close or server.draining:
             self._close = True
-            own += b"\r\nConnection: close"
-        return own
+            ending = b"\r\nConnection: close"
+        return b"".join((line, server.date_line, request_id.encode(), ending, size, fields))
 
     def open_stream(self, request: Request, status: int, headers: Headers) -> ClientStream:
         """Send the head of a streamed answer; RuntimeError when there is an answer already."""
@@ -369,15 +367,9 @@ class Connection(asyncio.Protocol):
             raise RuntimeError("this request is answered already")
         # HTTP/1.0 knows no chunks: there the end of the connection is the end of the body.
         chunked = request.head.minor == 1
-        own = self._own_lines(request)
-        if chunked:
-            own += b"\r\nTransfer-Encoding: chunked"
-        line, fields = (
-            STATUS_LINES.get(status) or status_line(status),
-            field_lines(None, tuple(headers)),
-        )
-        head = b"".join((line, own, b"\r\n", fields, b"\r\n"))
-        mute = request.method == "HEAD"
+        size = b"\r\nTransfer-Encoding: chunked\r\n" if chunked else b"\r\n"
+        head = self._lines(request, status, size, field_lines(None, tuple(headers)))
+        mute = request.head.method == "HEAD"
         stream = ClientStream(self._transport, head, chunked=chunked, mute=mute)
         if self.state == RUNNING:
             self._stream = stream

@@ -90,15 +90,14 @@ class Edge:
             _check(route)
             self._matcher.add(route.method, route.path, route)
 
-    def __call__(self, request: Request) -> Coroutine[Any, Any, Reply | None]:
-        """Answer a request; None when the handler streamed its answer.
+    @property
+    def handler(self) -> Callable[[Request], Coroutine[Any, Any, Reply | None]]:
+        """Answers a request: None when the handler streamed its answer.
 
         Raises:
             HubError: it gets no further; ``failed`` makes the answer of it.
         """
-        if self._cors_origins:
-            return self._for_browsers(request)
-        return self._handle(request)
+        return self._for_browsers if self._cors_origins else self._handle
 
     def _handle(self, request: Request) -> Coroutine[Any, Any, Reply | None]:
         route, caller = request.route or self._admit(request)

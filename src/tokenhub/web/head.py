@@ -243,10 +243,13 @@ def status_line(status: int) -> bytes:
 
 @lru_cache(maxsize=512)  # most answers carry one of a few sets of headers
 def field_lines(content_type: bytes | None, headers: Headers) -> bytes:
-    """The handler's header lines; ValueError for one that would forge a line or the framing."""
+    """The handler's header lines and the head's end.
+
+    Raises ValueError for a line that would forge another one or the framing.
+    """
     if content_type is not None:
         headers = ((b"Content-Type", content_type), *headers)
-    return b"".join([_field(name, value) for name, value in headers])
+    return b"".join([*(_field(name, value) for name, value in headers), b"\r\n"])
 
 
 @lru_cache(maxsize=4096)  # answers repeat the same few fields; checking one costs 1 us

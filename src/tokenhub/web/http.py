@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     Headers = Sequence[tuple[bytes, bytes]]
 
-_NO_PARAMS: dict[str, str] = {}
-
 
 class Response:
     """A whole answer. Length, id, date and connection handling are added by the edge."""
@@ -76,7 +74,8 @@ class Request:
 
     Attributes:
         head: what was understood of its head; an equal one may share it, so nobody changes it.
-        method, path, query, target, headers, client_id: the head's.
+        headers: lower-case name to value; repeated ones joined by ``, ``.
+        client_id: the client's own X-Request-Id when it is well formed, else "".
         body: decoded from its framing; empty while the body limit is asked.
         peer: the address of the other end, without port.
         id: made here, unique.
@@ -85,8 +84,7 @@ class Request:
     """
 
     __slots__ = (
-        "_wire", "body", "client_id", "head", "headers", "id", "method", "params", "path", "peer",
-        "query", "route", "target",
+        "_wire", "body", "client_id", "head", "headers", "id", "params", "peer", "route",
     )  # fmt: skip
 
     params: dict[str, str]
@@ -95,18 +93,33 @@ class Request:
         self, head: Head, headers: dict[bytes, bytes], wire: Wire, peer: str, request_id: str
     ) -> None:
         self.head = head
-        self.method = head.method
-        self.target = head.target
-        self.path = head.path
-        self.query = head.query
         self.headers = headers
         self.client_id = head.client_id
         self.body = b""
         self.peer = peer
         self.id = request_id
-        self.params = _NO_PARAMS
         self.route: Any = None
         self._wire = wire
+
+    @property
+    def method(self) -> str:
+        """Upper case, ``GET``."""
+        return self.head.method
+
+    @property
+    def target(self) -> bytes:
+        """The bytes between method and version."""
+        return self.head.target
+
+    @property
+    def path(self) -> str:
+        """The target before ``?``, still percent-encoded."""
+        return self.head.path
+
+    @property
+    def query(self) -> str:
+        """The target after ``?``, still percent-encoded."""
+        return self.head.query
 
     def open_stream(self, status: int, headers: Headers) -> ClientStream:
         """Answer with a stream: the head is sent now, Content-Type must be in ``headers``."""

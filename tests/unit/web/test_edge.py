@@ -124,8 +124,8 @@ async def ask(http, keys):
     """Answers to one connection that sends the same head again and again."""
     route = Route("POST", "/v1/ask", Answers(SimpleNamespace()).ask, "chat", OPENAI, spends=True)
     limiter = AddressLimiter(SystemClock(), 1, 8)
-    handler = Edge([route], keys, SimpleNamespace(), v1_limiter=limiter)
-    await http.serve(handler, body_limit=handler.max_body, render=handler.failed)
+    one = Edge([route], keys, SimpleNamespace(), v1_limiter=limiter)
+    await http.serve(one.handler, body_limit=one.max_body, render=one.failed)
     client = await http.connect()
 
     async def ask(key):
