@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, cast
 
 from tokenhub.web.body import ChunkedBody, SizedBody, framing, too_large
 from tokenhub.web.head import (
+    MAX_KNOWN,
     STATUS_LINES,
     Refused,
     check_what_is_asked,
@@ -48,9 +49,9 @@ class Connection(asyncio.Protocol):
     """One client's connection."""
 
     __slots__ = (
-        "_began", "_body", "_buffer", "_close", "_deadline", "_known", "_patience", "_peer",
-        "_reading", "_request", "_scanned", "_server", "_stream", "_task", "_transport", "_unsent",
-        "_writable", "state",
+        "_began", "_body", "_buffer", "_close", "_deadline", "_known", "_last", "_patience",
+        "_peer", "_reading", "_request", "_scanned", "_server", "_stream", "_task", "_transport",
+        "_unsent", "_writable", "state",
     )  # fmt: skip
 
     _transport: asyncio.Transport
@@ -62,6 +63,7 @@ class Connection(asyncio.Protocol):
         self._scanned = 0  # bytes of an incomplete head that hold no bare LF
         self._known: Known | None = None
         self._patience = _PATIENCE
+        self._last: Head | None = None  # that was new
         self._began = 0.0  # loop time at which the body of now began
         self._body: SizedBody | ChunkedBody | None = None
         self._request: Request | None = None
@@ -106,6 +108,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is over, whoever ended it."""
         del exc
+        self._known = self._last = None  # they hold the client's key
         self._client_gone()
         self._server.forget(self, self._peer, self._task)
 
@@ -230,6 +233,9 @@ class Connection(asyncio.Protocol):
     def _check_head(self, raw: bytes) -> None:
         head = parse_head(raw)
         headers = head.headers
+        last, self._last = self._last, head if len(raw) <= MAX_KNOWN else None
+        if last is not None and head.asks_as(last):
+            head.kept = last.kept
         request = self._opened(head, headers.get(b"content-length"))
         length = framing(headers)
         check_what_is_asked(headers)

@@ -74,7 +74,8 @@ class Head:
         headers: lower-case name to value; repeated ones joined by ``, ``.
         client_id: the client's own X-Request-Id when it is well formed, else "".
         closes: whether the connection ends with the answer.
-        kept: for the layer above: what it found out from nothing but this head.
+        kept: for the layer above: what it found out from nothing but the method, the target and
+            the credentials.
     """
 
     __slots__ = (
@@ -96,6 +97,16 @@ class Head:
         # HTTP/1.0 is always closed: its keep-alive is not worth a second set of rules.
         self.closes = not minor or (connection is not None and _asks_close(connection))
         self.kept: Any = None
+
+    def asks_as(self, other: Head) -> bool:
+        """Whether both ask for the same with the same credentials, whatever else they say."""
+        mine, its = self.headers.get, other.headers.get
+        return (
+            self.target == other.target
+            and self.method == other.method
+            and mine(b"authorization") == its(b"authorization")
+            and mine(b"x-api-key") == its(b"x-api-key")
+        )
 
 
 class Known:

@@ -128,10 +128,10 @@ async def ask(http, keys):
     await http.serve(one.handler, body_limit=one.max_body, render=one.failed)
     client = await http.connect()
 
-    async def ask(key):
-        head = f"POST /v1/ask HTTP/1.1\r\nHost: h\r\nX-Api-Key: {key}\r\nContent-Length: 1\r\n\r\n"
+    async def ask(key, extra=""):
+        head = f"POST /v1/ask HTTP/1.1\r\nHost: h\r\nX-Api-Key: {key}\r\n{extra}"
         nonlocal client
-        client.send(head.encode() + b"a")
+        client.send(head.encode() + b"Content-Length: 1\r\n\r\na")
         answer = await client.answer()
         if answer.headers.get(b"connection") == b"close":
             client = await http.connect()
@@ -152,6 +152,20 @@ async def test_a_change_of_a_key_is_seen_on_a_connection_that_used_it(ask, keys)
     assert (await ask(key))[0] == 200
     await keys.delete(row.id)
     assert (await ask(key))[0] == 401
+
+
+async def test_only_the_same_question_with_the_same_key_is_not_asked_again(ask, keys, monkeypatch):
+    key, row = await keys.create(KeyFields(name="one"))
+    other, _ = await keys.create(KeyFields(name="two"))
+    assert await ask(key, "X-Request-Id: 1\r\n") == (200, b"one /v1/ask")
+    with monkeypatch.context() as patch:
+        patch.setattr(keys, "authenticate", None)
+        assert await ask(key, "X-Request-Id: 2\r\n") == (200, b"one /v1/ask")
+    assert await ask(other, "X-Request-Id: 2\r\n") == (200, b"two /v1/ask")
+    assert (await ask(other, f"Authorization: Bearer {key}\r\n"))[0] == 400
+    assert (await ask(key, "X-Request-Id: 3\r\n"))[0] == 200
+    await keys.edit(row.id, KeyFields(enabled=False))
+    assert (await ask(key, "X-Request-Id: 4\r\n"))[0] == 401
 
 
 async def test_equal_requests_of_one_connection_count_against_its_address(ask, keys):

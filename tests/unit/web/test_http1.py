@@ -191,6 +191,9 @@ class TestRequests:
             await client.answer()
         (kept,) = server.connections
         assert kept._known.head.path == "/2"
+        client.close()
+        await until(lambda: not server.connections)
+        assert kept._known is kept._last is None
 
     @pytest.mark.parametrize(
         "raw",
