@@ -12,15 +12,43 @@ from typing import Any
 import msgspec
 
 from tokenhub.core.errors import InvalidRequest
-
-_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_text = msgspec.json.Decoder(str)
-_flag = msgspec.json.Decoder(bool | None)
-_count = msgspec.json.Decoder(int | None)
-_options = msgspec.json.Decoder(dict[str, Any] | None)
+from tokenhub.core.members import (
+    LONG,
+    Spliced,
+    Turn,
+    read_object,
+    read_turns,
+    splice,
+    split_messages,
+)
 
 MAX_MODEL_NAME = 256
+MAX_CHOICES = 128
 _BRACKET = ord("[")
+
+
+class _Routed(msgspec.Struct):
+    """What routing reads of a request."""
+
+    model: str = ""
+    stream: bool | None = None
+    stream_options: dict[str, Any] | None = None
+    max_completion_tokens: int | None = None
+    max_tokens: int | None = None
+    n: int | None = None
+
+
+_routed = msgspec.json.Decoder(_Routed)
+_flag = msgspec.json.Decoder(bool | None)
+_count = msgspec.json.Decoder(int | None)
+_TYPES: tuple[tuple[str, msgspec.json.Decoder[Any], str], ...] = (
+    ("model", msgspec.json.Decoder(str), "text"),
+    ("stream", _flag, "true or false"),
+    ("stream_options", msgspec.json.Decoder(dict[str, Any] | None), "an object"),
+    ("max_completion_tokens", _count, "a whole number"),
+    ("max_tokens", _count, "a whole number"),
+    ("n", _count, "a whole number"),
+)
 
 
 class Usage(msgspec.Struct, kw_only=True):
@@ -56,36 +84,51 @@ class ChatRequest:
 
     Attributes:
         body: the bytes as received.
-        members: top-level members, name → raw JSON value (views of ``body``).
+        members: top-level members, name → raw JSON value.
         model: the requested name, "" when absent.
         stream, include_usage: what the client asked for.
         max_tokens: the client's output limit (``max_completion_tokens`` first), None if none.
         choices: ``n``.
     """
 
-    __slots__ = ("body", "choices", "include_usage", "max_tokens", "members", "model", "stream")
+    __slots__ = (
+        "_turns", "body", "choices", "include_usage", "max_tokens", "members", "model", "stream",
+    )  # fmt: skip
 
-    def __init__(self, body: bytes, members: dict[str, msgspec.Raw]) -> None:
+    def __init__(  # what was read
+        self,
+        body: bytes,
+        members: dict[str, msgspec.Raw],
+        turns: list[Turn] | None,
+        model: str,
+        max_tokens: int | None,
+        choices: int,
+        stream: bool,  # noqa: FBT001
+        include_usage: bool,  # noqa: FBT001
+    ) -> None:
         self.body = body
         self.members = members
-        self.model = ""
-        self.stream = False
-        self.include_usage = False
-        self.max_tokens: int | None = None
-        self.choices = 1
+        self._turns = turns
+        self.model = model
+        self.max_tokens = max_tokens
+        self.choices = choices
+        self.stream = stream
+        self.include_usage = include_usage
 
     def has(self, name: str) -> bool:
         """Whether a member is there and not null."""
         value = self.members.get(name)
-        return value is not None and bytes(value) != b"null"
+        return value is not None and (len(value) != 4 or bytes(value) != b"null")
 
-    def spliced(self, changes: dict[str, msgspec.Raw | None]) -> bytes:
-        """The body with members replaced or added (None removes); all other values byte-exact."""
-        if not changes:
-            return self.body
-        members = self.members | changes
-        kept = {name: value for name, value in members.items() if value is not None}
-        return msgspec.json.encode(kept)
+    def turns(self) -> list[Turn] | None:
+        """The messages by structure; None when one has a member that a ``Turn`` has not."""
+        if self._turns is not None:
+            return self._turns
+        return read_turns(self.members["messages"])
+
+    def spliced(self, changes: dict[str, msgspec.Raw]) -> bytes | Spliced:
+        """The body with members replaced or added; all other values byte-exact."""
+        return splice(self.members, changes) if changes else self.body
 
 
 def parse_chat(body: bytes) -> ChatRequest:
@@ -95,87 +138,57 @@ def parse_chat(body: bytes) -> ChatRequest:
         InvalidRequest: not JSON, not an object, nested too deeply, a duplicate member, or a
             member that routing reads has the wrong type; the message names the member.
     """
-    members = parse_members(body)
-    request = ChatRequest(body, members)
+    turns = None
+    if len(body) > LONG and (split := split_messages(body)) is not None:
+        members, around, turns = split
+    else:
+        members, around = read_object(body)
     messages = memoryview(members.get("messages", b" "))
     if messages[0] != _BRACKET:
         raise InvalidRequest("`messages` must be a list of messages.", param="messages")
     if len(messages) < 64 and not bytes(messages).strip(b"[] \t\r\n"):
         raise InvalidRequest("`messages` must hold at least one message.", param="messages")
-    if (raw := members.get("model")) is not None:
-        request.model = _read(_text, raw, "model", "text")
-        if len(request.model) > MAX_MODEL_NAME:
-            raise InvalidRequest("`model` is longer than 256 characters.", param="model")
-    if (raw := members.get("stream")) is not None:
-        request.stream = bool(_read(_flag, raw, "stream", "true or false"))
-    if (raw := members.get("stream_options")) is not None:
-        options = _read(_options, raw, "stream_options", "an object") or {}
-        request.include_usage = options.get("include_usage") is True
-    for name in ("max_completion_tokens", "max_tokens"):
-        if (raw := members.get(name)) is not None:
-            count = _read(_count, raw, name, "a whole number")
-            if count is not None and count < 1:
-                raise InvalidRequest(f"`{name}` must be at least 1.", param=name)
-            if count is not None and request.max_tokens is None:
-                request.max_tokens = count
-    if (raw := members.get("n")) is not None:
-        choices = _read(_count, raw, "n", "a whole number")
-        request.choices = 1 if choices is None else choices
-        if not 1 <= request.choices <= 128:
-            raise InvalidRequest("`n` must be between 1 and 128.", param="n")
-    return request
-
-
-def parse_members(body: bytes) -> dict[str, msgspec.Raw]:
-    """The top-level members of a JSON object, undecoded.
-
-    Raises:
-        InvalidRequest: not JSON, not an object, nested too deeply, or a duplicate member.
-    """
     try:
-        members = _members.decode(body)
-    except RecursionError:
-        raise InvalidRequest("The body is nested too deeply.") from None
-    except msgspec.ValidationError:
-        raise InvalidRequest("The body must be a JSON object.") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
-    _refuse_duplicates(body, members)
-    return members
+        routed = _routed.decode(around)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise _wrong_type(members) from None
+    if len(routed.model) > MAX_MODEL_NAME:
+        raise InvalidRequest("`model` is longer than 256 characters.", param="model")
+    limit, tokens, choices = routed.max_completion_tokens, routed.max_tokens, routed.n
+    if limit is not None and limit < 1:
+        raise _too_low("max_completion_tokens")
+    if tokens is not None and tokens < 1:
+        raise _too_low("max_tokens")
+    if choices is None:
+        choices = 1
+    elif not 1 <= choices <= MAX_CHOICES:
+        raise InvalidRequest("`n` must be between 1 and 128.", param="n")
+    options = routed.stream_options
+    return ChatRequest(
+        body,
+        members,
+        turns,
+        routed.model,
+        tokens if limit is None else limit,
+        choices,
+        routed.stream is True,
+        options is not None and options.get("include_usage") is True,
+    )
 
 
-def _refuse_duplicates(body: bytes, members: dict[str, msgspec.Raw]) -> None:
-    # A duplicate member would let us and the provider read different requests. The encodings of
-    # the common JSON writers have one of two exact lengths, so the slow check is for odd spacing.
-    count = len(members)
-    compact = len(msgspec.json.encode(members)) if count else 2
-    if len(body) in {compact, compact + 2 * count - 1}:
-        return
-    _walk_members(body)
+def _too_low(name: str) -> InvalidRequest:
+    return InvalidRequest(f"`{name}` must be at least 1.", param=name)
 
 
-class _Pairs(list[tuple[str, Any]]):
-    """A decoded object with its members in order, duplicates kept."""
-
-
-def _walk_members(body: bytes) -> None:
-    import json  # noqa: PLC0415  # for odd spacing only
-
-    try:
-        pairs = json.loads(body, object_pairs_hook=_Pairs)
-    except RecursionError:
-        raise InvalidRequest("The body is nested too deeply.") from None
-    except ValueError as error:
-        raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
-    seen = set()
-    for name, _ in pairs:
-        if name in seen:
-            raise InvalidRequest(f"The member `{name[:64]}` appears twice.", param=name[:64])
-        seen.add(name)
-
-
-def _read(decoder: msgspec.json.Decoder[Any], raw: msgspec.Raw, name: str, kind: str) -> Any:
-    try:
-        return decoder.decode(raw)
-    except msgspec.DecodeError:
-        raise InvalidRequest(f"`{name}` must be {kind}.", param=name) from None
+def _wrong_type(members: dict[str, msgspec.Raw]) -> InvalidRequest:
+    for name, decoder, kind in _TYPES:
+        try:
+            decoder.decode(members.get(name, b"null" if name != "model" else b'""'))
+        except msgspec.ValidationError:
+            return InvalidRequest(f"`{name}` must be {kind}.", param=name)
+        except RecursionError:
+            return InvalidRequest("The body is nested too deeply.")
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            return InvalidRequest(f"The body is not valid JSON: {error}.")
+    # Each can be read by itself: together they were one level too deep.
+    return InvalidRequest("The body is nested too deeply.")

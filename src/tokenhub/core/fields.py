@@ -7,8 +7,8 @@ from typing import TypeVar
 
 import msgspec
 
-from tokenhub.core.chat import parse_members
 from tokenhub.core.errors import InvalidRequest
+from tokenhub.core.members import parse_members
 from tokenhub.core.similar import similar
 
 T = TypeVar("T", bound=msgspec.Struct)

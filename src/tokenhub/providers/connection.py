@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Protocol
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from tokenhub.core.errors import FailureClass, TransportError
+from tokenhub.core.members import Spliced
 from tokenhub.providers.stream import StreamAnswer
 from tokenhub.providers.upstream import MAX_STREAM_BODY, MAX_WHOLE_BODY, Answer
 
@@ -105,7 +106,7 @@ class Connection(asyncio.Protocol):
     def exchange(
         self,
         head: bytes,
-        body: bytes,
+        body: bytes | Spliced,
         timeouts: Timeouts,
         stream: bool,  # noqa: FBT001  # named, it costs as much as the call
     ) -> asyncio.Future[Answer]:
@@ -120,11 +121,12 @@ class Connection(asyncio.Protocol):
         self._size = self._wire = 0
         self.uses += 1
         self._waiter = waiter = self._loop.create_future()
-        if len(body) < _JOIN_BELOW:
+        if isinstance(body, Spliced):
+            self._transport.writelines((head, *body.parts))
+        elif len(body) < _JOIN_BELOW:
             self._transport.write(head + body)
         else:
-            self._transport.write(head)
-            self._transport.write(body)
+            self._transport.writelines((head, body))
         return waiter
 
     def withdraw(self, waiter: asyncio.Future[Answer]) -> None:

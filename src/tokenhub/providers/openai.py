@@ -77,7 +77,7 @@ class OpenAIAdapter:
         max_tokens: int | None,
     ) -> UpstreamRequest:
         """The client's body with model, output cap and the wish for usage set."""
-        changes: dict[str, msgspec.Raw | None] = {}
+        changes: dict[str, msgspec.Raw] = {}
         if chat.model != target.name:
             changes["model"] = target.written_name
         if max_tokens is not None:
@@ -127,7 +127,7 @@ class OpenAIAdapter:
         """Classify an error answer."""
         return classify(status, headers, body, now_ms=self._clock.now_ms())
 
-    def _cap(self, chat: ChatRequest, cap: int, changes: dict[str, msgspec.Raw | None]) -> None:
+    def _cap(self, chat: ChatRequest, cap: int, changes: dict[str, msgspec.Raw]) -> None:
         limit = msgspec.Raw(b"%d" % cap)
         named = [name for name in ("max_completion_tokens", "max_tokens") if chat.has(name)]
         for name in named:

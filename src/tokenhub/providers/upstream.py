@@ -12,6 +12,7 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from tokenhub.core.members import Spliced
     from tokenhub.providers.egress import Origin
 
 MAX_WHOLE_BODY = 64 * 1024 * 1024
@@ -71,14 +72,17 @@ class UpstreamRequest:
 
     Args:
         heading: what it shares with others.
-        body: all of it.
+        body: all of it, a long one in parts.
         more: headers of this request alone, among them its credential.
     """
 
     __slots__ = ("body", "heading", "more")
 
     def __init__(
-        self, heading: Heading, body: bytes = b"", more: Sequence[tuple[bytes, bytes]] = ()
+        self,
+        heading: Heading,
+        body: bytes | Spliced = b"",
+        more: Sequence[tuple[bytes, bytes]] = (),
     ) -> None:
         self.heading = heading
         self.body = body

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenhub.core.chat import parse_chat, parse_members
+from tokenhub.core.chat import parse_chat
 from tokenhub.core.errors import InvalidRequest
+from tokenhub.core.members import parse_members
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=20),

@@ -18,6 +18,7 @@ from cryptography.x509.oid import NameOID
 from tests.unit.providers.scripted import Wire, always, answer, chunked, once, upstream
 
 from tokenhub.core.errors import FailureClass, TransportError
+from tokenhub.core.members import Spliced
 from tokenhub.providers import connection as connection_module
 from tokenhub.providers import stream as stream_module
 from tokenhub.providers.connection import Connection
@@ -114,6 +115,15 @@ class TestOneRequest:
             start % two.port + b"Content-Length: 3\r\naccept: */*\r\nauthorization: k2\r\n\r\n",
             start % one.port + b"Content-Length: 0\r\naccept: */*\r\n\r\n",
         ]
+
+    async def test_a_body_in_parts(self, transport):
+        text = bytes(range(256)) * 20_000
+        body = Spliced(b'{"a":"', memoryview(text)[5:], b'"}')
+        async with upstream(always(answer())) as server:
+            for _ in range(2):
+                await transport.send(server.origin, post(body), QUICK, stream=False)
+        assert [sent for _, sent in server.requests] == [b'{"a":"' + text[5:] + b'"}'] * 2
+        assert server.accepts == 1
 
     async def test_large_bodies_both_ways(self, transport):
         body = bytes(range(256)) * 20_000
@@ -1215,6 +1225,13 @@ class TestTls:
             await server.closes.acquire()
         assert authority.asked == ["model.test"]
         assert server.accepts == 1
+
+    async def test_a_body_in_parts(self, authority):
+        transport = self.transport(authority)
+        body = Spliced(b'{"a":"', memoryview(b"x" * 300_000), b'"}')
+        async with upstream(always(answer()), tls=authority.server("127.0.0.1")) as server:
+            await transport.send(server.origin, post(body), QUICK, stream=False)
+        assert server.requests[0][1] == bytes(body)
 
     async def test_an_address_in_the_certificate(self, authority):
         transport = self.transport(authority)

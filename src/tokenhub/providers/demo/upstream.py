@@ -40,7 +40,7 @@ class DemoUpstream:
         heading = request.heading
         headers = {name.lower(): value for name, value in (*heading.headers, *request.more)}
         scripted = self.provider.respond(
-            heading.method.decode("ascii"), heading.target, headers, request.body
+            heading.method.decode("ascii"), heading.target, headers, bytes(request.body)
         )
         if scripted.wait:
             try:
