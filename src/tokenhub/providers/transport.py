@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
     from pathlib import Path
 
-    from tokenhub.core.members import Spliced
     from tokenhub.providers.dial import Resolver
 
 __all__ = [

@@ -126,6 +126,7 @@ def test_a_long_body_with_a_member_that_stands_twice_is_refused(body):
     [
         b'{"a":{"messages":[%b]},"messages":[{"content":"short"}]}',
         b'{"a":{"messages":[{"content":"inner"}]},"messages":[%b]}',
+        b'{"a":{"messages":[%b],"b":1},"messages":[{"content":"short"}]}',
     ],
 )
 def test_messages_elsewhere_are_not_taken_for_them(body):
@@ -133,6 +134,13 @@ def test_messages_elsewhere_are_not_taken_for_them(body):
     assert bytes(parse_chat(body).members["messages"]) == bytes(
         msgspec.json.decode(body, type=dict[str, msgspec.Raw])["messages"]
     )
+
+
+@pytest.mark.parametrize("end", [b"}", b',"messages":"\x7f"}', b',"messages":null}'])
+def test_messages_elsewhere_do_not_stand_for_missing_ones(end):
+    message = json.dumps({"role": "user", "content": WORDS}).encode()
+    with pytest.raises(InvalidRequest, match="must be a list"):
+        parse_chat(b'{"a":{"messages":[%b],"b":1}' % message + end)
 
 
 @pytest.mark.parametrize(
