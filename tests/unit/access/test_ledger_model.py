@@ -174,6 +174,46 @@ class LedgerLife(RuleBasedStateMachine):
             result.release()
             self.run_and_flush(asyncio.sleep(0))
 
+    @rule(
+        key_ids=st.lists(KEYS, min_size=1, max_size=6),
+        nano=NANO,
+        amount=st.integers(0, 90),
+        turns=st.integers(0, 63),
+        stay=st.integers(0, 63),
+    )
+    def crowd(self, key_ids, nano, amount, turns, stay):
+        """Several at once, some of them quick, while batches are on their way."""
+
+        async def all_of_them():
+            began = []
+            for number, key_id in enumerate(key_ids):
+                room = self.room(key_id)
+                hold = self.ledger.spend(self.grants[key_id], "r", 1, PRICED, most(nano))
+                try:
+                    hold.reserve()
+                except PaymentRequired:
+                    assert nano > room
+                    continue
+                assert nano <= room or nano == 0
+                accounts = self.running(key_id)
+                for sums in accounts:
+                    sums.reserved += nano
+                began.append(Open(hold, nano, accounts))
+                if turns >> number & 1:
+                    await asyncio.sleep(0)
+            for number, one in enumerate(began):
+                if stay >> number & 1:
+                    self.open.append(one)
+                    continue
+                settled, overrun = self.split(one, amount)
+                one.hold.note(usage=used(amount))
+                one.hold.book()
+                self.close(one, settled, overrun)
+                if turns >> number & 1:
+                    await asyncio.sleep(0)
+
+        self.run_and_flush(all_of_them())
+
     def split(self, one, amount):
         if amount <= one.nano:
             return amount, 0
