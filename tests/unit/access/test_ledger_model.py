@@ -180,8 +180,9 @@ class LedgerLife(RuleBasedStateMachine):
         amount=st.integers(0, 90),
         turns=st.integers(0, 63),
         stay=st.integers(0, 63),
+        monthly=BUDGETS,
     )
-    def crowd(self, key_ids, nano, amount, turns, stay):
+    def crowd(self, key_ids, nano, amount, turns, stay, monthly):
         """Several at once, some of them quick, while batches are on their way."""
 
         async def all_of_them():
@@ -201,6 +202,11 @@ class LedgerLife(RuleBasedStateMachine):
                 began.append(Open(hold, nano, accounts))
                 if turns >> number & 1:
                     await asyncio.sleep(0)
+            if stay & 1:
+                key_id = key_ids[-1]
+                self.grants[key_id] = grant = Key(key_id=key_id, monthly_budget=monthly)
+                self.running(key_id)
+                self.ledger.adopt(grant)
             for number, one in enumerate(began):
                 if stay >> number & 1:
                     self.open.append(one)
@@ -210,7 +216,7 @@ class LedgerLife(RuleBasedStateMachine):
                 one.hold.book()
                 self.close(one, settled, overrun)
                 if turns >> number & 1:
-                    await asyncio.sleep(0)
+                    await asyncio.sleep(0.003)  # the batch on its way arrives
 
         self.run_and_flush(all_of_them())
 
