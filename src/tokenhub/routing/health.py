@@ -78,7 +78,7 @@ class Health:
         Each True is answered by one ``answered``, ``failed`` or ``cancelled``.
         """
         circuit = self._circuits.get(provider_id)
-        if circuit is None:
+        if circuit is None or not (circuit.tripped or circuit.limited_until):
             return True
         now = self._clock.monotonic()
         if circuit.closed(now):

@@ -117,13 +117,18 @@ class Shortlist:
         place = bisect_right(self._steps, draw)
         seat = self._seats[place]
         if seat is None:
-            seat = self._seats[place] = _Seat(self.models[place], self._evidence)
+            blank = self._odds.candidate(place, self.models[place], None, 0.0)
+            seat = self._seats[place] = _Seat(blank, self._evidence)
         room = DEFAULT_OUTPUT_TOKENS if query.max_tokens is None else query.max_tokens
-        chosen = self._odds.candidate(
-            place,
-            seat.model,
-            expected_cost(seat.model.prices, query.input_tokens, room * query.choices),
-            seat.stream_ms if query.stream else seat.whole_ms,
+        chosen = Candidate(
+            model=seat.model,
+            score=seat.score,
+            terms=seat.terms,
+            cost=expected_cost(seat.model.prices, query.input_tokens, room * query.choices),
+            expected_ms=seat.stream_ms if query.stream else seat.whole_ms,
+            propensity=seat.propensity,
+            mean=seat.mean,
+            sd=seat.sd,
         )
         return Decision(
             query=query,
@@ -144,13 +149,20 @@ class Shortlist:
 class _Seat:
     """What all choices of one model under one look have in common."""
 
-    __slots__ = ("model", "reason", "stream_ms", "whole_ms")
+    __slots__ = (
+        "mean", "model", "propensity", "reason", "score", "sd", "stream_ms", "terms", "whole_ms",
+    )  # fmt: skip
 
-    def __init__(self, model: Model, evidence: Evidence) -> None:
-        self.model = model
-        self.reason = f"routed-weight-{model.weight}"
-        self.stream_ms = expected_ms(model, evidence, stream=True)
-        self.whole_ms = expected_ms(model, evidence, stream=False)
+    def __init__(self, blank: Candidate, evidence: Evidence) -> None:
+        self.model = blank.model
+        self.score = blank.score
+        self.terms = blank.terms
+        self.propensity = blank.propensity
+        self.mean = blank.mean
+        self.sd = blank.sd
+        self.reason = f"routed-weight-{blank.model.weight}"
+        self.stream_ms = expected_ms(blank.model, evidence, stream=True)
+        self.whole_ms = expected_ms(blank.model, evidence, stream=False)
 
 
 def smallest(query: RouteQuery) -> RouteQuery:
