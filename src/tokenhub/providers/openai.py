@@ -100,13 +100,16 @@ class OpenAIAdapter:
     ) -> Reply:
         """The answer as it came, its usage and finish reason read."""
         del chat, target, headers
-        answer = _read_answer(body)
+        try:
+            answer = _answer.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise _unreadable(error) from None
         if answer.error is not None:
             raise classify_event(body)
         if not answer.choices:
             raise garbage("answered without `choices`")
         said = answer.usage
-        if said is None or said.says_nothing():
+        if said is None or (said.prompt_tokens is None and said.says_nothing()):
             usage, size = None, _content_bytes(answer.choices)
         else:
             usage, size = said.tokens(answer.service_tier), 0
@@ -138,13 +141,10 @@ class OpenAIAdapter:
             changes[self._limit_name] = limit
 
 
-def _read_answer(body: bytes) -> _Answer:
-    try:
-        return _answer.decode(body)
-    except msgspec.ValidationError as error:
-        raise garbage(f"answered with a body that is no chat completion ({error})") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise garbage("answered with a body that is not JSON") from None
+def _unreadable(error: Exception) -> ProviderError:
+    if isinstance(error, msgspec.ValidationError):
+        return garbage(f"answered with a body that is no chat completion ({error})")
+    return garbage("answered with a body that is not JSON")
 
 
 def _with_usage(chat: ChatRequest) -> msgspec.Raw:

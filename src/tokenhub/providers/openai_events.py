@@ -58,7 +58,7 @@ class UsageObject(msgspec.Struct):
 
     def says_nothing(self) -> bool:
         """Whether it has none of the members we know."""
-        return self.prompt_tokens is None and self.completion_tokens is None and self == _SILENT
+        return self == _SILENT
 
     def tokens(self, tier: Any = None) -> Usage:
         """Tokens by kind; what is missing counts as 0.
