@@ -136,6 +136,9 @@ fix: .venv/.dev  ## format, and mend what ruff can mend
 bench: .venv/.run  ## measure against nginx as a plain proxy; BENCH="json stream" runs some rows
 	@$(PY) bench/run.py $(BENCH)
 
+bench-peers: .venv/.run  ## other gateways in the same run, where they install; PEERS="portkey --only json"
+	@$(PY) bench/compare.py $(PEERS)
+
 bench-money: .venv/.run  ## does the money add up under load and kill -9? MONEY="--kills 5" is shorter
 	@$(PY) bench/money.py $(MONEY)
 
@@ -160,13 +163,15 @@ bench-routing: .venv/.run requirements/bench.txt  ## replay recorded outcomes; D
 	@$(PY) bench/routing_replay.py "$(DATA)" $(ROUTING)
 
 lock: .venv/.run  ## write requirements/*.txt anew from *.in; UPGRADE=1 takes the newest versions
-	@set -e; for name in bootstrap runtime otel dev build bench real; do \
+	@set -e; for name in bootstrap runtime otel dev build bench real peer-litellm peer-sglang-router; do \
 	  case $$name in otel|dev) pins=runtime;; build) pins=dev;; *) pins=;; esac; \
 	  $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	    --no-annotate --no-emit-index-url $(if $(UPGRADE),--upgrade) \
 	    $$([ $$name = real ] && echo --no-deps) $${pins:+--constraint requirements/$$pins.txt} \
 	    --output-file requirements/$$name.txt requirements/$$name.in; \
 	done
+	@! command -v npm >/dev/null || (cd requirements/portkey && \
+	  npm install --package-lock-only --omit-lockfile-registry-resolved --no-audit --no-fund --silent)
 
 docs: .venv/.dev  ## write docs/reference/ anew from the code
 	@$(PY) tools/make_docs.py
@@ -179,7 +184,7 @@ clean:  ## remove what was built, and the tools' caches; .venv stays
 	@find src tests bench tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help run install uninstall build _build-container _build-native start stop restart status \
-  logs package _write-env test test-real check fix bench bench-money bench-watch bench-soak \
+  logs package _write-env test test-real check fix bench bench-peers bench-money bench-watch bench-soak \
   bench-profile bench-instructions bench-check bench-routing lock docs prices clean FORCE
 
 

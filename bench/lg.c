@@ -115,10 +115,13 @@ static int open_connection(struct connection *c) {
     return 0;
 }
 
+/* A server may close a connection that nothing runs on; only a request that breaks is an error. */
 static void reopen(struct connection *c) {
-    errors++;
     close(c->fd);
-    if (c->busy) in_flight--;
+    if (c->busy) {
+        errors++;
+        in_flight--;
+    }
     c->busy = 0;
     open_connection(c);
 }

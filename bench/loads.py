@@ -20,7 +20,7 @@ PATH = "/v1/chat/completions"
 
 @dataclass(frozen=True)
 class Load:
-    """Arguments of lg.c. `rate` 0 = closed loop."""
+    """Arguments of lg.c. `rate` 0 = closed loop; `requests` 0 = as many as the time allows."""
 
     port: int
     body: Path
@@ -30,6 +30,8 @@ class Load:
     rate: float = 0
     stagger_ms: int = 0
     warm: float = 1.0
+    requests: int = 0
+    headers: tuple[str, ...] = ()
 
 
 @dataclass
@@ -80,11 +82,12 @@ def run(load: Load, seconds: float) -> Figures:
 
 def _start(load: Load, seconds: float, warm: float) -> subprocess.Popen[bytes]:
     command = [HERE / "build" / "lg", load.port, load.connections, seconds, load.rate]
-    command += [PATH, load.body, load.stagger_ms]
+    command += [PATH, load.body, load.stagger_ms, load.requests]
     words = [str(part) for part in command]
+    lines = "".join(f"{line}\r\n" for line in load.headers)
     return subprocess.Popen(
         ["taskset", "--cpu-list", str(LOAD_CORE), *words],
-        env=os.environ | {"BEARER": load.key, "WARM": str(warm)},
+        env=os.environ | {"BEARER": load.key, "WARM": str(warm), "XHDR": lines},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

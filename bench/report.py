@@ -44,6 +44,10 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if value > 0.05 else f"{value:.2g}"
+
+
 def _target(row: Row) -> str:
     if row.at_least is not None:
         return f">= {row.at_least:g}"
@@ -54,7 +58,7 @@ def line(row: Row) -> list[str]:
     """The cells of one row."""
     verdict = {True: "met", False: "MISSED", None: ""}[row.met]
     spread = f"{_number(min(row.values))} to {_number(max(row.values))}"
-    ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+    ratio = "" if row.ratio is None else _ratio(row.ratio)
     middle = _number(median(row.values))
     return [row.scenario, row.subject, row.figure, middle, spread, ratio, _target(row), verdict]
 

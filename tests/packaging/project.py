@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 UV = Path(sys.executable).with_name("uv")
 NOT_SOURCE = shutil.ignore_patterns(
-    ".git", ".venv", "bin", "build", "results", ".*_cache", ".hypothesis", "__pycache__"
+    ".git", ".venv", ".cache", "bin", "build", "results", ".*_cache", ".hypothesis", "__pycache__"
 )
 
 STUB = """#!/bin/sh
