@@ -20,12 +20,6 @@ if TYPE_CHECKING:
     from tokenhub.access.hold import Hold
     from tokenhub.storage.database import Transaction
 
-HELD_MS = 20
-"""For how long the opening of an attempt that waits for nothing may be held back.
-
-Long enough for quick answers under load; nobody's answer comes before its row, see the ledger.
-"""
-
 _OPEN = """
 INSERT INTO ledger_attempts (id, key_id, month, day, request_id, attempt, model_id, provider_id,
   reserved, price_source, price_version, epoch, opened_at, state)
@@ -71,12 +65,10 @@ class Batch:
     """Changes of the books that become durable together.
 
     Attributes:
-        opens: attempts by id that somebody may not begin before their opening is durable.
-        fresh: those that began without waiting. Their opening is held back as ``hand_on`` says:
-            one that ends until then is one row, written once.
+        opens: attempts by id that have begun and whose opening this batch will write. One that
+            ends until then is one row, written once.
         limits: accounts to write with their budget and a ceiling in line with that.
         low: no row before the first number is open; and the epoch.
-        whole: nothing may be held back.
         reserving: futures of those who may not spend before this is durable.
         settling: futures of those who wait for their settlement to be durable.
         durable: it is.
@@ -88,31 +80,27 @@ class Batch:
         "_sums",
         "_wholes",
         "durable",
-        "fresh",
         "limits",
         "low",
         "opens",
         "reserving",
         "settling",
-        "whole",
     )
 
     def __init__(self, epoch: int) -> None:
         self._epoch = epoch
         self.opens: dict[int, Hold] = {}
-        self.fresh: dict[int, Hold] = {}
         self._closes: list[tuple[Any, ...]] = []
         self._wholes: list[tuple[Any, ...]] = []
         self._sums: dict[Books, Adds] = {}
         self.limits: dict[Account, None] = {}
         self.low: tuple[int, int] | None = None
-        self.whole = False
         self.reserving: list[asyncio.Future[None]] = []
         self.settling: list[asyncio.Future[None]] = []
         self.durable = False
 
     def __bool__(self) -> bool:
-        return bool(self.opens or self.fresh or self._closes or self._wholes or self.limits)
+        return bool(self.opens or self._closes or self._wholes or self.limits)
 
     @property
     def awaited(self) -> bool:
@@ -127,29 +115,11 @@ class Batch:
         adds[0] += closing[1]
         adds[2] += closing[2]
         if hold.batch is None:
-            if self.fresh.pop(hold.id, None) is None:
-                del self.opens[hold.id]
+            del self.opens[hold.id]
             self._wholes.append(_opening(hold, self._epoch) + closing)
         else:
             adds[1] -= hold.reserved
             self._closes.append((*closing, hold.id))
-
-    def hand_on(self, later: Batch, now_ms: int) -> None:
-        """Leave fresh openings to the next batch: all but those of ``HELD_MS`` and older.
-
-        They are not held back where nothing else is to be written, nor where a ceiling is set: it
-        is made to fit the sums in the database, so those have to be complete.
-        """
-        fresh = self.fresh
-        if fresh and self._due and not (self.whole or self.limits):
-            for number, hold in fresh.items():
-                # A clock set back makes it old, too.
-                if 0 <= now_ms - hold.opened_ms < HELD_MS:
-                    later.fresh[number] = hold
-            for number in later.fresh:
-                del fresh[number]
-        self.opens |= fresh
-        self.fresh = {}
 
     def statements(self) -> Callable[[Transaction], None]:
         """What to run, frozen now. Running it twice in two transactions is harmless."""
@@ -235,11 +205,6 @@ class Batch:
             if not future.done():
                 future.set_result(None)
         self.settling = []
-
-    @property
-    def _due(self) -> bool:
-        """There is more in it than what can be held back."""
-        return bool(self.opens or self._closes or self._wholes or self.awaited)
 
 
 def _opening(hold: Hold, epoch: int) -> tuple[Any, ...]:

@@ -16,9 +16,7 @@ was noted, without waiting. One that a dead process left open is settled at its 
 
 Keys without a budget are booked the same, but reserve without waiting for the disk; their
 settlement waits only if not even the opening of their attempt is durable yet. So no answer ever
-leaves without a row. While the disk is busy such an opening is held back for some milliseconds: a
-quick attempt is then one row, and what a crash may take without a trace is an attempt that young
-whose answer nobody has got.
+leaves without a row: what a crash may take without a trace is an attempt as young as a commit.
 """
 
 from __future__ import annotations
@@ -195,10 +193,9 @@ class Ledger:
         if not writer.busy:
             writer.schedule()
         batch = writer.pending
-        if not waits:
-            batch.fresh[number] = hold
-            return None
         batch.opens[number] = hold
+        if not waits:
+            return None
         future = self._loop.create_future()
         batch.reserving.append(future)
         return future

@@ -1,8 +1,7 @@
 """Writer: sends the ledger's batches to the database, one at a time and in order.
 
 What a turn of the loop books goes out together; while a batch is on its way to the disk the next
-one grows. It leaves openings that nobody waits for to the next one while they are fresh. A batch
-that cannot be written is tried again until it can: nothing booked is dropped.
+one grows. A batch that cannot be written is tried again until it can: nothing booked is dropped.
 """
 
 from __future__ import annotations
@@ -67,7 +66,6 @@ class Writer:
             raise unwritten()
         if self.busy or self.pending:
             future = self._loop.create_future()
-            self.pending.whole = True
             self.pending.reserving.append(future)
             self.schedule()
             await future
@@ -85,7 +83,6 @@ class Writer:
         batch = self.pending
         self._before(batch)
         self.pending = Batch(self._epoch)
-        batch.hand_on(self.pending, self._clock.now_ms())
         self._write(batch.statements(), batch)
 
     def _write(self, statements: Callable[[Transaction], None], batch: Batch) -> None:

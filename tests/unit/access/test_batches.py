@@ -1,4 +1,4 @@
-"""What goes to the disk together: openings that nobody waits for are held back while fresh."""
+"""What goes to the disk together."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import asyncio
 import pytest
 from tests.unit.access.money import PRICED, Key, most, used
 
-from tokenhub.access.batch import HELD_MS
 from tokenhub.access.ledger import Ledger
 
 STATES = "SELECT request_id, state, settled FROM ledger_attempts ORDER BY id"
@@ -73,44 +72,12 @@ async def test_a_quick_attempt_beside_others_is_one_row_written_once(gated, gate
     await gate.let()
     del gate.written[:]
     await gate.let()
-    assert [one for one in gate.written if one[1] == "attempts"] == [("INSERT", "attempts", 1)]
-    assert await db.read(STATES) == [("first", "open", 0), ("second", "settled", 25)]
-    # Nothing else is to be written: the third goes out without waiting to grow old.
-    await gate.let()
-    assert (await db.read(STATES))[2] == ("third", "open", 0)
+    rows = [one for one in gate.written if one[1] == "attempts"]
+    assert rows == [("INSERT", "attempts", 1), ("INSERT", "attempts", 1)]
+    states = [("first", "open", 0), ("second", "settled", 25), ("third", "open", 0)]
+    assert await db.read(STATES) == states
     first.release()
     third.release()
-
-
-async def test_an_opening_is_held_back_for_some_milliseconds_at_most(gated, gate, clock, db):
-    holds = [begin(gated, "a")[0]]
-    await asyncio.sleep(0)
-    late, _ = begin(gated, "late")
-    for ms in (0, HELD_MS - 1, HELD_MS):
-        clock.ms += ms - (clock.ms - late.opened_ms)
-        quick, _ = begin(gated, f"quick-{ms}")
-        quick.book()
-        await gate.let()
-    found = [request for request, *_ in await db.read(STATES)]
-    assert found == ["a", "quick-0", f"quick-{HELD_MS - 1}"]
-    await gate.let()
-    assert ("late", "open", 0) in await db.read(STATES)
-    for hold in (*holds, late):
-        hold.release()
-
-
-async def test_a_clock_set_back_holds_nothing_back(gated, gate, clock, db):
-    first, _ = begin(gated, "first")
-    await asyncio.sleep(0)
-    late, _ = begin(gated, "late")
-    quick, _ = begin(gated, "quick")
-    quick.book()
-    clock.ms -= 60_000
-    await gate.let()
-    await gate.let()
-    assert ("late", "open", 0) in await db.read(STATES)
-    first.release()
-    late.release()
 
 
 async def test_an_answer_waits_for_its_opening_and_no_longer(gated, gate):
@@ -123,7 +90,7 @@ async def test_an_answer_waits_for_its_opening_and_no_longer(gated, gate):
     assert closing.done()
     assert len(gate.waiting) == 1  # its settlement
 
-    hold, _ = begin(gated, "s")  # held back: the answer waits for the whole row
+    hold, _ = begin(gated, "s")  # not on its way yet: the answer waits for the whole row
     closing = hold.book()
     await gate.let()
     assert not closing.done()
@@ -136,20 +103,6 @@ async def test_an_answer_of_a_durable_opening_waits_for_nothing(gated, gate):
     await asyncio.sleep(0)
     await gate.let()
     assert hold.book() is None
-
-
-async def test_a_flush_holds_nothing_back(gated, gate, db):
-    first, _ = begin(gated, "first")
-    await asyncio.sleep(0)
-    second, _ = begin(gated, "second")
-    flushed = asyncio.create_task(gated.flush())
-    await asyncio.sleep(0)
-    await gate.let()
-    await gate.let()
-    await flushed
-    assert len(await db.read(STATES)) == 2
-    first.release()
-    second.release()
 
 
 async def test_a_limit_set_meanwhile_meets_complete_sums(gated, gate, db):
