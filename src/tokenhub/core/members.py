@@ -24,6 +24,7 @@ LONG = 16_384
 
 _NULL = msgspec.Raw(b"null")
 _NO_MESSAGES = {"messages": _NULL}
+_NO_MESSAGES_SPACED = b'"messages": null'
 
 
 class _Name(str):
@@ -58,6 +59,7 @@ _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 # byte is found some fifty times as fast as two.
 _PLACE = b'"\x7f"'
 _MARK = msgspec.Raw(b"\0")  # in a splice; in no valid JSON
+_SHORT = 4_096  # bytes of a rest that cost less to write than to scan once more
 _TAIL = 2_048  # bytes searched for the end of the messages
 _FAR = 65_536  # the same where tools stand before or after them
 _ENDS_TRIED = 4
@@ -101,10 +103,12 @@ def read_object(body: bytes) -> tuple[dict[str, msgspec.Raw], bytes]:
         messages = members.get("messages", _NULL)
         around = msgspec.json.encode(members if messages is _NULL else members | _NO_MESSAGES)
         spare = len(body) - len(around) - len(messages) + 4
-        if spare and not _roomless(spare, members):
+        if spare:
             if spare != 2 * len(members) - 1:
                 body.decode("utf-8", "surrogatepass")
-            _refuse_duplicates(body, members)
+                _refuse_duplicates(body, members)
+            elif not _roomless(spare, members) and not _is_spaced(body, around, messages):
+                _refuse_duplicates(body, members)
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply.") from None
     except msgspec.ValidationError:
@@ -146,10 +150,11 @@ def _around(body: bytes, start: int, end: int) -> tuple[dict[str, msgspec.Raw], 
         members = _members.decode(rest)
         around = msgspec.json.encode(members)
         spare = len(rest) - len(around)
-        if spare and not _roomless(spare, members):
+        if spare:
             if spare != 2 * len(members) - 1:
                 return None
-            _refuse_duplicates(rest, members)
+            if not _roomless(spare, members) and not _is_spaced(rest, around, _NULL):
+                _refuse_duplicates(rest, members)
     except (*_UNREADABLE, InvalidRequest):
         return None
     return (members, around) if members.get("messages") == msgspec.Raw(_PLACE) else None
@@ -187,11 +192,24 @@ def _ends(body: bytes, start: int) -> Iterator[int]:
 
 
 def _roomless(spare: int, members: dict[str, msgspec.Raw]) -> bool:
-    """Whether the bytes that the members do not need are few and as a common JSON writer puts them.
+    """Whether the bytes that the members do not need are too few for a duplicate.
 
-    That is one after each comma and colon. A duplicate needs its name and five bytes, `"":0,`.
+    It needs its name and five bytes, `"":0,`. Where `model` would fit, nobody asks for the others.
     """
-    return spare == 2 * len(members) - 1 and spare < min(map(len, members)) + 5
+    return spare < 10 and spare < min(map(len, members)) + 5
+
+
+def _is_spaced(body: bytes, around: bytes, messages: msgspec.Raw) -> bool:
+    """Whether a body is, byte for byte, its members once each as a common JSON writer puts them.
+
+    That is with a space after each comma and colon. ``around`` is the same without the messages.
+    """
+    if len(around) > _SHORT:
+        return False
+    # No text holds a quote of its own with `: null` after it, so what is put in here is a value
+    # for a value: it adds no member to those of `around`, none of which stands twice.
+    spaced = msgspec.json.format(around, indent=0)
+    return spaced.replace(_NO_MESSAGES_SPACED, b'"messages": %b' % messages, 1) == body
 
 
 def _refuse_duplicates(body: bytes, members: dict[str, msgspec.Raw]) -> None:

@@ -28,6 +28,8 @@ _CLASSES = bytes(
     else byte
     for byte in range(256)
 )  # fmt: skip
+_BACKSLASH = ord("\\")
+_BACKTICK = ord("`")
 _DROPPED = bytes(byte for byte in range(128) if _CLASSES[byte] not in b"0A?{=`\\")
 
 
@@ -50,9 +52,9 @@ def features_of(chat: ChatRequest) -> Features:
         digits=count(b"0"),
         upper=count(b"A"),
         non_ascii=count(b"\x80"),
-        lines=text.count(b"\\n") if b"\\" in left else 0,
+        lines=text.count(b"\\n") if _BACKSLASH in left else 0,
         questions=count(b"?"),
-        code=text.count(b"```") if b"`" in left else 0,
+        code=text.count(b"```") if _BACKTICK in left else 0,
         braces=count(b"{"),
         equations=count(b"="),
         tools=tools.count(b'"name"') if tools else 0,

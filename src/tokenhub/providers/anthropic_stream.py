@@ -51,6 +51,7 @@ class _Call(msgspec.Struct, gc=False):
 
 _event = msgspec.json.Decoder(_Event)
 
+_CR = ord("\r")
 _BREAK = b"\n\n"
 # An event as the API sends it. Splitting leaves nothing between two of them, if they are such.
 _PLAIN = re.compile(rb"(?:event: [^\n]*\n)?data: ([^\n]*)\n\n")
@@ -98,7 +99,7 @@ class AnthropicRelay(StreamRelay):
 
     def _payloads(self, data: bytes) -> list[bytes]:
         """The data of the events that end in this read."""
-        if self._reader is None and b"\r" in data:
+        if self._reader is None and _CR in data:
             self._reader = EventReader()
             data, self._tail = self._tail + data, b""
         if self._reader is not None:

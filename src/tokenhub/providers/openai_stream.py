@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _PREFIX = b"data: "
 _BREAK = b"\n\n"
 _JOINT = b"\n\ndata: "
+_LF = ord("\n")
+_CR = ord("\r")
 _LEAD = 16 * 1024  # bytes kept back while no content has come
 _GUESSES = 4  # reads in a row that are searched for a pattern in vain
 
@@ -64,7 +66,7 @@ class OpenAIRelay(StreamRelay):
             return data if self.started else self._release(data)
         if self._reader is not None:
             return self._release(self._one_by_one(self._reader, data))
-        if b"\r" in data:
+        if _CR in data:
             return self._release(self._switch(data))
         if self._tail:
             data, self._tail = self._tail + data, b""
@@ -233,7 +235,7 @@ def _read(body: bytes) -> list[Event] | None:
         return None
     payloads = body[len(_PREFIX) : -2].split(_JOINT)
     # JSON may be broken into lines, an event's data may not.
-    if any(b"\n" in payload for payload in payloads):
+    if any(_LF in payload for payload in payloads):
         return None
     try:
         if not body.isascii():

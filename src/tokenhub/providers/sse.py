@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 DEFAULT_MAX_EVENT = 8 * 1024 * 1024
 
+_LF = ord("\n")
+_CR = ord("\r")
 _BOM = b"\xef\xbb\xbf"
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 
@@ -68,7 +70,7 @@ class EventReader:
         if not data:
             return []
         data = self._with_lf(data)
-        if b"\n" not in data:
+        if _LF not in data:
             self._tail += data
             self._check(self._size + len(self._tail))
             return []
@@ -99,7 +101,7 @@ class EventReader:
         if self._skip_lf:
             self._skip_lf = False
             data = data.removeprefix(b"\n")
-        if b"\r" not in data:
+        if _CR not in data:
             return data
         self._skip_lf = data.endswith(b"\r")
         return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")

@@ -160,7 +160,7 @@ def parse_head(head: bytes) -> Head:
     if len(fields) > MAX_HEADERS:
         raise Refused(431, "too_many_headers", f"More than {MAX_HEADERS} header fields.")
     headers = {name.lower(): value for name, value in fields}
-    if len(headers) != len(fields) or b" \r" in lines or b"\t\r" in lines:
+    if len(headers) != len(fields) or lines.find(b" \r") >= 0 or lines.find(b"\t\r") >= 0:
         headers = _joined(fields)
     minor = 1 if minor_digit == b"1" else 0
     _check_host(headers.get(b"host"), minor)

@@ -171,6 +171,69 @@ def test_no_length_hides_a_member_that_stands_twice(name, value, others):
         assert parse_members(written([(name, value), *pairs], style))
 
 
+SPACES = st.sampled_from(["", " ", " ", "\n", "\t\r\n "])
+TRICKS = st.sampled_from(
+    ["null", '{"messages": null}', '{"messages":null}', '"messages\\": null"',
+     '"\\"messages\\": null"', '", "', '": "', "[]", "{}", "1", "12345",
+     '[{"role": "user", "content": "a"}]', '"\\u006e"']
+)  # fmt: skip
+MEMBERS = st.tuples(
+    st.sampled_from(
+        ["model", "messages", "n", "\\u006e", "user", "stop", "", "a", "b", "c", "top_p", "seed",
+         "stream", "temperature", "max_tokens", "\\n", '\\"messages', "é"]
+    ),
+    TRICKS,
+)  # fmt: skip
+
+
+def holds_a_name_twice(body):
+    """Whether the outermost object, which is read last, names a member twice."""
+    names = []
+
+    def pairs(found):
+        names[:] = [name for name, _ in found]
+        return dict(found)
+
+    json.loads(body, object_pairs_hook=pairs)
+    return len(set(names)) < len(names)
+
+
+@given(st.lists(MEMBERS, min_size=1, max_size=16), st.data())
+def test_a_member_is_refused_exactly_when_it_stands_twice(pairs, data):
+    style = data.draw(st.sampled_from(["compact", "spaced", "any", "fitted"]))
+    if style == "fitted":
+        # Compact, with a duplicate in front as long as the spaces a usual writer would have put.
+        pairs = list(dict(pairs).items())
+        name = data.draw(st.sampled_from([name for name, _ in pairs]))
+        left = 2 * len(pairs) - 1 - len(name.encode()) - 4
+        pairs[:0] = [(name, "1" * left)] if left > 0 else []
+    space = {"compact": st.just(""), "fitted": st.just(""), "spaced": st.just(" "), "any": SPACES}
+    between = data.draw(st.lists(space[style], min_size=2 * len(pairs), max_size=2 * len(pairs)))
+    inner = ",".join(
+        f'{between[2 * i] if i else ""}"{name}":{between[2 * i + 1]}{value}'
+        for i, (name, value) in enumerate(pairs)
+    )
+    body = f"{{{inner}}}".encode()
+    found = read(body)
+    assert isinstance(found, str) == holds_a_name_twice(body)
+    assert isinstance(found, dict) or "appears twice" in found
+
+
+@pytest.mark.parametrize("words", ["hello", WORDS])
+@pytest.mark.parametrize("style", ["compact", "spaced"])
+@pytest.mark.parametrize("count", range(13))
+def test_no_name_of_a_usual_body_is_read_twice(monkeypatch, words, style, count):
+    monkeypatch.setattr(module, "_refuse_duplicates", None)
+    names = ["temperature", "max_tokens", "top_p", "n", "user", "stop", "seed", "logprobs",
+             "tool_choice", "store", "a", "b"]  # fmt: skip
+    more = [(name, 1) for name in names[:count]]
+    messages = [{"role": "user", "content": f'{words} "messages": null'}]
+    pairs = [("model", "m"), ("messages", messages), ("tools", TOOLS), *more]
+    assert parse_chat(written(pairs, style)).model == "m"
+    pairs[1] = ("input", "hello")
+    assert parse_members(written(pairs, style)).keys() == dict(pairs).keys()
+
+
 def test_a_duplicate_as_long_as_the_usual_spaces_is_refused():
     with pytest.raises(InvalidRequest, match="twice"):
         parse_chat(b'{"model":"m","messages":[{}],"n":12,"n":2,"user":"x"}')
