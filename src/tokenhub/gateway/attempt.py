@@ -138,6 +138,8 @@ class Attempt:
                 )
             finally:
                 call.upstream_s += self._clock.monotonic() - asked
+            # A stream may be long, and thousands of them many.
+            del request, credential
             if answer.status != 200:
                 body = await answer.read()
                 raise lane.adapter.failure(answer.status, answer.headers, body)
@@ -146,9 +148,7 @@ class Attempt:
                 return None
             return await self._whole(answer, hold)
         except TransportError as error:
-            failure = ProviderError(error.kind, error.message, sent=error.sent)
-            _refund(failure, hold)
-            raise failure from None
+            raise _failed(error, hold) from None
         except ProviderError as error:
             _refund(error, hold)
             raise
@@ -234,6 +234,13 @@ def _so_far(wire: StreamRelay) -> Usage | None:
         return wire.usage
     completion = -(-wire.content_bytes // BYTES_PER_TOKEN)
     return replace(wire.early, completion=completion, source="counted")
+
+
+def _failed(error: TransportError, hold: Hold) -> ProviderError:
+    # Made here: an exception in a variable of the frame that raises it is a circle.
+    failure = ProviderError(error.kind, error.message, sent=error.sent)
+    _refund(failure, hold)
+    return failure
 
 
 def _refund(error: ProviderError, hold: Hold) -> None:

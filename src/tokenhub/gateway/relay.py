@@ -31,6 +31,8 @@ class Relay:
         waited: how many of them are over.
     """
 
+    _timer: asyncio.TimerHandle
+
     def __init__(
         self,
         answer: Answer,
@@ -57,14 +59,14 @@ class Relay:
             ProviderError: it failed before any content; nothing was sent to the client.
         """
         left = self._first_token - self._waited
-        timer = asyncio.get_running_loop().call_later(left, self._too_silent)
+        self._timer = asyncio.get_running_loop().call_later(left, self._too_silent)
         try:
             await self._answer.relay(self._feed)
             self._tail = self._wire.finish()
         except TransportError as error:
             self._tail = self._broken(error)
         finally:
-            timer.cancel()
+            self._timer.cancel()
             if self._grace is not None:
                 self._grace.cancel()
         if self.stream is None:
@@ -95,6 +97,7 @@ class Relay:
             self._grace = later(GRACE_S, self._answer.abort)
 
     def _start(self) -> None:
+        self._timer.cancel()
         self.first_at = asyncio.get_running_loop().time()
         stream = self.stream = self._open_stream()
         stream.on_pause = self._answer.pause

@@ -73,6 +73,8 @@ class StreamAnswer(Answer):
         finally:
             # Cancelled, or the sink failed: without effect after a clean end.
             self.abort()
+            # The sink leads back here, and so do an error's frames.
+            self._sink, self._waiter, self._error = _nowhere, None, None
 
     def pause(self) -> None:
         """Stop reading."""
@@ -118,3 +120,8 @@ class StreamAnswer(Answer):
         self._error = error
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(error)
+
+
+def _nowhere(data: bytes) -> None:
+    """Where bytes go when nobody relays any more."""
+    del data

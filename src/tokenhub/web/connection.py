@@ -308,11 +308,19 @@ class Connection(asyncio.Protocol):
             response = await self._server.handler(request)
         except asyncio.CancelledError:
             self.abort()
+            self._let_go()
             raise
         except Exception as error:  # noqa: BLE001  # a traceback never reaches a client
             response = self._server.render(request, error)
         if self.state == RUNNING:
             self._finish(request, response)
+        else:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        # They refer to this connection. Left in such a circle, all that a request ever held would
+        # stay until the cycle collector comes by, which may be after thousands of them.
+        self._stream = self._request = self._task = None
 
     def _finish(self, request: Request, response: Reply | None) -> None:
         stream = self._stream
@@ -324,10 +332,10 @@ class Connection(asyncio.Protocol):
         elif not stream.ended:
             stream.abort()
             self._close = True
+        self._let_go()
         if self._close or self._server.draining:
             self._shut(self._server.limits.write_stall_seconds)
             return
-        self._stream = self._request = self._task = None
         self.state = IDLE
         if self._writable:
             self._deadline = self._server.loop.time() + self._server.limits.keep_alive_seconds

@@ -971,6 +971,32 @@ class TestCancelling:
             await server.closes.acquire()
             assert transport.connections() == (0, 0)
 
+    async def test_leaves_no_circle_behind(self, transport):
+        """Else all that led to the stream stays in memory until the cycle collector comes."""
+        async with upstream(once(chunked(b"abc", end=False), then="hang")) as server:
+            got = await transport.send(server.origin, post(), PATIENT, stream=True)
+            pieces = []
+
+            class Sink:
+                def __init__(self, source):
+                    self.source = source
+
+                def take(self, data):
+                    pieces.append(data)
+
+            task = asyncio.create_task(got.relay(Sink(got).take))
+            await until(lambda: pieces)
+            gc.collect()
+            gc.disable()
+            try:
+                task.cancel()
+                await server.closes.acquire()
+                await asyncio.wait([task])
+                del got, task
+                assert not [one for one in gc.get_objects() if type(one) is StreamAnswer]
+            finally:
+                gc.enable()
+
     async def test_while_connecting(self):
         asked = asyncio.Event()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
 import struct
@@ -11,7 +12,7 @@ import pytest
 
 from tokenhub.core.errors import NotFound
 from tokenhub.web import connection
-from tokenhub.web.http import Response
+from tokenhub.web.http import ClientStream, Request, Response
 
 H = b"Host: h\r\n"
 
@@ -1150,3 +1151,26 @@ async def test_nothing_grows_over_many_requests_and_disconnects(http, echo):
     await rounds(200)
     assert not server._per_ip
     assert len(asyncio.all_tasks()) == 1
+
+
+async def test_a_client_that_leaves_a_stream_leaves_no_circle_behind(http):
+    """Else thousands of finished requests stay in memory until the cycle collector comes."""
+    begun = asyncio.Event()
+
+    async def handler(request):
+        request.open_stream(200, [(b"content-type", b"text/plain")]).write(b"a word")
+        begun.set()
+        await asyncio.Event().wait()
+
+    server = await http.serve(handler)
+    gc.collect()
+    gc.disable()
+    try:
+        client = await http.connect()
+        client.send(get())
+        await begun.wait()
+        client.reset()
+        await until(lambda: not server.connections and not server._orphans)
+        assert not [one for one in gc.get_objects() if type(one) in {Request, ClientStream}]
+    finally:
+        gc.enable()
