@@ -43,7 +43,7 @@ STAGES = {
     "features": ("gateway.pipeline:features_of",),
     "decide": ("routing.router:Router.decide",),
     "plan of attempts": ("routing.router:Router.failover", "routing.retry:Failover.next"),
-    "lane and credential": ("gateway.lanes:Lanes.to",),
+    "lane and credential": ("gateway.lanes:Lanes.to", "vault.vault:Vault.get"),
     "ledger: bound": ("access.ledger:Ledger.bound",),
     "ledger: reserve": ("access.ledger:Ledger.reserve",),
     "provider's request": ("providers.openai:OpenAIAdapter.request",),

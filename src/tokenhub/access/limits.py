@@ -110,11 +110,6 @@ class KeyLimits:
         admission = self._admissions.get(key_id)
         return 0 if admission is None else admission.running
 
-    def retain(self, key_ids: Sequence[str]) -> None:
-        """Forget the keys that are gone."""
-        for key_id in self._buckets.keys() - set(key_ids):
-            del self._buckets[key_id]
-
     def _first(self, key_id: str) -> Admission:
         if len(self._admissions) >= MAX_IDLE_KEYS:
             under_way = {name: one for name, one in self._admissions.items() if one.running}

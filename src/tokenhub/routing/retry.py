@@ -264,19 +264,7 @@ class Failover:
 
     def succeeded(self, step: Try, cost: int | None = None) -> Attempt:
         """An attempt has answered to the end; ``cost`` in nano-dollars, None if unknown."""
-        step.open = False
-        candidate = step.candidate
-        model = candidate.model
-        attempt = Attempt(
-            number=step.number,
-            model_id=model.id,
-            provider_id=model.provider_id,
-            at_ms=step.started_ms,
-            latency_ms=(self._clock.monotonic() - step.started) * 1000.0,
-            ttft_ms=step.ttft_ms,
-            cost=cost,
-            propensity=candidate.propensity,
-        )
+        attempt = self._ended(step, cost)
         self.attempts.append(attempt)
         self._record(self._decision, attempt, None)
         return attempt
@@ -339,23 +327,30 @@ class Failover:
         return Try(candidate, self._started, first, left, now, self._clock.now_ms())
 
     def _close(self, step: Try, error: ProviderError, cost: int | None) -> Attempt:
-        step.open = False
-        candidate = step.candidate
-        attempt = Attempt(
-            number=step.number,
-            model_id=candidate.model_id,
-            provider_id=candidate.provider_id,
-            at_ms=step.started_ms,
+        attempt = msgspec.structs.replace(
+            self._ended(step, cost),
             kind=error.kind,
             status=error.status,
             message=error.message,
             param=error.param,
             provider_code=error.code,
+        )
+        self.attempts.append(attempt)
+        self._record(self._decision, attempt, error.retry_after)
+        return attempt
+
+    def _ended(self, step: Try, cost: int | None) -> Attempt:
+        """The attempt as one that answered."""
+        step.open = False
+        candidate = step.candidate
+        model = candidate.model
+        return Attempt(
+            number=step.number,
+            model_id=model.id,
+            provider_id=model.provider_id,
+            at_ms=step.started_ms,
             latency_ms=(self._clock.monotonic() - step.started) * 1000.0,
             ttft_ms=step.ttft_ms,
             cost=cost,
             propensity=candidate.propensity,
         )
-        self.attempts.append(attempt)
-        self._record(self._decision, attempt, error.retry_after)
-        return attempt

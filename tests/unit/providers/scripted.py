@@ -155,3 +155,11 @@ class Wire(asyncio.Transport):
 
     def resume_reading(self):
         self.reading = True
+
+
+def mutated(data, mutations):
+    """``data`` with bytes put in: where, which, and how many they replace."""
+    for place, news, gone in mutations:
+        at = place % (len(data) + 1)
+        data = data[:at] + news + data[at + gone :]
+    return data

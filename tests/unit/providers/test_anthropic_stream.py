@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.unit.providers.scripted import mutated
 
 from tokenhub.core.errors import FailureClass
 from tokenhub.providers.anthropic_stream import AnthropicRelay
@@ -63,13 +64,6 @@ MUTATIONS = st.lists(
     ),
     max_size=3,
 )
-
-
-def mutated(data, mutations):
-    for place, news, gone in mutations:
-        at = place % (len(data) + 1)
-        data = data[:at] + news + data[at + gone :]
-    return data
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.unit.providers.scripted import mutated
 
 from tokenhub.providers.openai_pattern import learn
 from tokenhub.providers.openai_stream import OpenAIRelay
@@ -112,13 +113,6 @@ MUTATIONS = st.lists(
     ),
     max_size=3,
 )
-
-
-def mutated(data, mutations):
-    for place, news, gone in mutations:
-        at = place % (len(data) + 1)
-        data = data[:at] + news + data[at + gone :]
-    return data
 
 
 @given(st.lists(EVENTS, max_size=12), CUTS, MUTATIONS, st.booleans())
