@@ -18,6 +18,7 @@ from tokenhub.core.catalog import secret_name
 from tokenhub.core.clock import SystemClock
 from tokenhub.core.errors import HubError
 from tokenhub.core.money import parse_usd
+from tokenhub.core.outbox import Outbox
 from tokenhub.gateway.hedge import Hedging
 from tokenhub.gateway.lanes import Lanes
 from tokenhub.gateway.pipeline import Pipeline
@@ -210,7 +211,8 @@ class App:
     def _wire(self) -> None:
         settings, clock = self.settings, self.clock
         self.egress = EgressPolicy()
-        self.transport = HttpTransport(self.egress)
+        outbox = Outbox(asyncio.get_running_loop())
+        self.transport = HttpTransport(self.egress, outbox=outbox)
         demo = Builtin(clock)
         lanes = Lanes(
             lambda: self.catalog.current,
@@ -302,7 +304,9 @@ class App:
             cors_origins=frozenset(origin.encode() for origin in settings.cors_origins),
         )
         self.prober = Prober(self.router.health, clock, lambda: self.catalog.current, probe)
-        self.server = HttpServer(edge.handler, clock, body_limit=edge.max_body, render=edge.failed)
+        self.server = HttpServer(
+            edge.handler, clock, body_limit=edge.max_body, render=edge.failed, outbox=outbox
+        )
 
     def _admin_routes(
         self, lanes: Lanes, transcripts: Transcripts, discovered: Discovering

@@ -27,6 +27,7 @@ from tokenhub.providers.stream import StreamAnswer
 from tokenhub.providers.upstream import MAX_STREAM_BODY, MAX_WHOLE_BODY, Answer
 
 if TYPE_CHECKING:
+    from tokenhub.core.outbox import Outbox
     from tokenhub.providers.upstream import Timeouts
 
 MAX_HEAD = 64 * 1024
@@ -68,16 +69,17 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_active", "_body", "_closed", "_deadline", "_done", "_extra", "_fault", "_head_done",
-        "_headers", "_idle", "_keep_alive", "_loop", "_owner", "_parser", "_parts", "_reading",
-        "_repeated", "_size", "_started", "_status", "_stream", "_streaming", "_total",
-        "_transport", "_waiter", "_wire", "idle_until", "on_body", "uses",
+        "_headers", "_idle", "_keep_alive", "_loop", "_outbox", "_owner", "_parser", "_parts",
+        "_reading", "_repeated", "_size", "_started", "_status", "_stream", "_streaming",
+        "_total", "_transport", "_waiter", "_wire", "idle_until", "on_body", "uses",
     )  # fmt: skip
 
     _transport: asyncio.Transport
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, owner: Owner) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, owner: Owner, outbox: Outbox) -> None:
         self._loop = loop
         self._owner = owner
+        self._outbox = outbox
         self._closed = False
         self._reading = True
         self._waiter: asyncio.Future[Answer] | None = None
@@ -124,7 +126,7 @@ class Connection(asyncio.Protocol):
         if isinstance(body, Spliced):
             self._transport.writelines((head, *body.parts))
         elif len(body) < _JOIN_BELOW:
-            self._transport.write(head + body)
+            self._outbox.write(self._transport, head + body)
         else:
             self._transport.writelines((head, body))
         return waiter

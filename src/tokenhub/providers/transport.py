@@ -16,6 +16,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from tokenhub.core.errors import FailureClass, TransportError
+from tokenhub.core.outbox import Outbox
 from tokenhub.providers.connection import Connection, StaleConnection
 from tokenhub.providers.dial import Dialer, Proxy
 from tokenhub.providers.egress import EgressPolicy, Origin
@@ -49,6 +50,7 @@ class HttpTransport:
         proxy: an HTTP proxy for everything that is not local; the environment is never asked.
         resolver: name and port → addresses; None asks the system.
         sweep_seconds: how often limits are looked at, hence how late they can bite.
+        outbox: by which requests leave; one of its own unless given.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class HttpTransport:
         proxy: Proxy | None = None,
         resolver: Resolver | None = None,
         sweep_seconds: float = SWEEP_SECONDS,
+        outbox: Outbox | None = None,
     ) -> None:
         self._dialer = Dialer(
             policy or EgressPolicy(), ca_file=ca_file, proxy=proxy, resolver=resolver
@@ -68,6 +71,7 @@ class HttpTransport:
         self._max_connections = max_connections
         self._idle_seconds = idle_seconds
         self._sweep_seconds = sweep_seconds
+        self._outbox = outbox
         self._pools: dict[str, _Pool] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -123,7 +127,11 @@ class HttpTransport:
             message = "the gateway is shutting down"
             raise TransportError(FailureClass.CONNECT, message, sent=False)
         loop = asyncio.get_running_loop()
-        pool = _Pool(loop, self._dialer, origin, self._max_connections, self._idle_seconds)
+        if self._outbox is None:
+            self._outbox = Outbox(loop)
+        pool = _Pool(
+            loop, self._dialer, origin, self._max_connections, self._idle_seconds, self._outbox
+        )
         self._pools[origin.origin] = pool
         if self._timer is None:
             self._timer = loop.call_later(self._sweep_seconds, self._sweep, loop)
@@ -153,8 +161,10 @@ class _Pool:
         origin: Origin,
         limit: int,
         idle_seconds: float,
+        outbox: Outbox,
     ) -> None:
         self._loop = loop
+        self._outbox = outbox
         self._dialer = dialer
         self._origin = origin
         self._limit = limit
@@ -285,7 +295,7 @@ class _Pool:
                 return
 
     def _connection(self) -> Connection:
-        return Connection(self._loop, self)
+        return Connection(self._loop, self, self._outbox)
 
     async def _within(self, seconds: float, work: Coroutine[None, None, Connection]) -> Connection:
         """Cancel ``work`` when the time is over. Its own task, but only for new connections."""

@@ -185,6 +185,7 @@ class Connection(asyncio.Protocol):
             self.state = CLOSING
             self._buffer = b""
             self._deadline = self._server.loop.time() + seconds
+            self._server.outbox.flush()
             self._transport.close()
 
     def _proceed(self) -> None:
@@ -279,7 +280,7 @@ class Connection(asyncio.Protocol):
         self._began = server.loop.time()
         self.state = BODY
         if b"expect" in request.headers and request.head.minor and not self._buffer:
-            self._transport.write(_CONTINUE)
+            server.outbox.write(self._transport, _CONTINUE)
         self._read_body()
 
     def _read_body(self) -> None:
@@ -349,13 +350,14 @@ class Connection(asyncio.Protocol):
             # Only the body of the rendered error is used, so that this cannot fail again.
             response = Response(500, self._server.render(request, error).body)
             head = self._head(request, response)
-        body = response.body
+        body, outbox = response.body, self._server.outbox
         if response.status in _NO_BODY or (request is not None and request.head.method == "HEAD"):
-            self._transport.write(head)
+            outbox.write(self._transport, head)
         elif len(body) < _JOIN:
-            self._transport.write(head + body)
+            outbox.write(self._transport, head + body)
         else:
-            self._transport.write(head)
+            outbox.write(self._transport, head)
+            outbox.flush()
             self._transport.write(body)
 
     def _head(self, request: Request | None, response: Reply) -> bytes:
@@ -384,10 +386,11 @@ class Connection(asyncio.Protocol):
         size = b"\r\nTransfer-Encoding: chunked\r\n" if chunked else b"\r\n"
         head = self._lines(request, status, size, field_lines(None, tuple(headers)))
         mute = request.head.method == "HEAD"
-        stream = ClientStream(self._transport, head, chunked=chunked, mute=mute)
+        outbox = self._server.outbox
+        stream = ClientStream(outbox, self._transport, chunked=chunked, mute=mute)
         if self.state == RUNNING:
             self._stream = stream
-            self._server.loop.call_soon(stream.send_head)
+            outbox.write(self._transport, head)
         else:
             stream.gone()
         return stream
@@ -404,4 +407,5 @@ class Connection(asyncio.Protocol):
         self._buffer = b""
         self._body = None
         self._deadline = self._server.loop.time() + self._server.limits.linger_seconds
+        self._server.outbox.flush()
         self._transport.write_eof()

@@ -14,6 +14,7 @@ from tokenhub.core.errors import HubError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from tokenhub.core.outbox import Outbox
     from tokenhub.web.head import Head
 
     Headers = Sequence[tuple[bytes, bytes]]
@@ -133,15 +134,15 @@ class ClientStream:
     """
 
     __slots__ = (
-        "_chunked", "_mute", "_resumed", "_transport", "_unsent", "ended", "on_pause",
+        "_chunked", "_mute", "_outbox", "_resumed", "_transport", "ended", "on_pause",
         "on_resume", "open", "paused",
     )  # fmt: skip
 
     def __init__(
-        self, transport: asyncio.WriteTransport, head: bytes, *, chunked: bool, mute: bool
+        self, outbox: Outbox, transport: asyncio.WriteTransport, *, chunked: bool, mute: bool
     ) -> None:
+        self._outbox = outbox
         self._transport = transport
-        self._unsent = head  # joined to the first piece when that comes in the same turn
         self._chunked = chunked
         self._mute = mute  # the answer to HEAD has no body
         self._resumed: asyncio.Future[None] | None = None
@@ -154,11 +155,9 @@ class ClientStream:
     def write(self, data: bytes) -> None:
         """Send ``data`` as one piece; nothing is sent for b""."""
         if self.open and data and not self._mute:
-            # Once for each read of a provider: without the frames of _frame and _send.
+            # Once for each read of a provider: without the frame of _frame.
             framed = b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data
-            if self._unsent:
-                framed, self._unsent = self._unsent + framed, b""
-            self._transport.write(framed)
+            self._outbox.write(self._transport, framed)
 
     def end(self, data: bytes = b"") -> None:
         """The body is complete with ``data``; the connection can serve the next request."""
@@ -167,24 +166,14 @@ class ClientStream:
             # Closed first: a pause caused by these bytes concerns no producer any more.
             self.open = False
             self.ended = True
-            self._send(self._frame(data) + last)
+            if framed := self._frame(data) + last:
+                self._outbox.write(self._transport, framed)
 
     def _frame(self, data: bytes) -> bytes:
         # An empty chunk would be the end of the body.
         if not data or self._mute:
             return b""
         return b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data
-
-    def _send(self, framed: bytes) -> None:
-        if self._unsent:
-            framed, self._unsent = self._unsent + framed, b""
-        if framed:
-            self._transport.write(framed)
-
-    def send_head(self) -> None:
-        """Send the head if no piece has taken it along."""
-        if self._unsent and not self._transport.is_closing():
-            self._send(b"")
 
     async def drain(self) -> None:
         """Return when the client has taken enough that writing may go on."""
@@ -196,7 +185,7 @@ class ClientStream:
         """Close so that the client sees a broken body, after what was already written."""
         if not self.open:
             return
-        self.send_head()
+        self._outbox.flush()
         self.gone()
         if self._chunked:
             self._transport.close()  # sends what is buffered; the last chunk is missing

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from tokenhub.core.outbox import Outbox
 from tokenhub.web.connection import RUNNING, Connection
 from tokenhub.web.head import http_date
 from tokenhub.web.http import Request, Response, render_error
@@ -80,6 +81,7 @@ class HttpServer:
         render: the answer to a refusal (HubError) or to an unexpected exception of the handler.
             The request is None when its head was not understood.
         limits: what one client may take.
+        outbox: by which all answers leave; one of its own unless given.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class HttpServer:
         body_limit: BodyLimit = no_body_over_10_mib,
         render: Render = render_error,
         limits: Limits | None = None,
+        outbox: Outbox | None = None,
     ) -> None:
         self.handler = handler
         self.clock = clock
@@ -104,11 +107,14 @@ class HttpServer:
         self._emptied: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._listener: asyncio.Server | None = None
+        self._outbox = outbox
         self.loop: asyncio.AbstractEventLoop
+        self.outbox: Outbox
 
     async def start(self, host: str, port: int, *, backlog: int = 1024) -> int:
         """Listen; the port is returned, for it may have been 0. OSError when it is taken."""
         self.loop = asyncio.get_running_loop()
+        self.outbox = self._outbox or Outbox(self.loop)
         self._listener = await self.loop.create_server(
             lambda: Connection(self), host, port, backlog=backlog
         )
@@ -141,6 +147,8 @@ class HttpServer:
         """Stop at once; handlers are cancelled and may clean up for ``seconds``."""
         self.draining = True
         self._stop_listening()
+        if self.connections:
+            self.outbox.flush()
         for connection in tuple(self.connections):
             connection.abort()
         deadline = asyncio.get_running_loop().time() + seconds

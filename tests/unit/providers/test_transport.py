@@ -19,6 +19,7 @@ from tests.unit.providers.scripted import Wire, always, answer, chunked, once, u
 
 from tokenhub.core.errors import FailureClass, TransportError
 from tokenhub.core.members import Spliced
+from tokenhub.core.outbox import Outbox
 from tokenhub.providers import connection as connection_module
 from tokenhub.providers import stream as stream_module
 from tokenhub.providers.connection import Connection
@@ -735,7 +736,7 @@ async def outcome(pieces, *, stream, eof=False):
     """What a caller sees of an answer that arrives in these pieces."""
     loop = asyncio.get_running_loop()
     owner, wire = Kept(), Wire()
-    connection = Connection(loop, owner)
+    connection = Connection(loop, owner, Outbox(loop))
     connection.connection_made(wire)
     waiter = connection.exchange(b"", b"", QUICK, stream=stream)
     for piece in pieces:
@@ -1019,7 +1020,7 @@ class TestCancelling:
         """The connection may already serve another request, which must not notice."""
         loop = asyncio.get_running_loop()
         owner, wire = Kept(), Wire()
-        connection = Connection(loop, owner)
+        connection = Connection(loop, owner, Outbox(loop))
         connection.connection_made(wire)
         first = connection.exchange(b"", b"", PATIENT, stream=stream)
         connection.data_received(answer(b"1"))
@@ -1033,7 +1034,7 @@ class TestCancelling:
     async def test_a_stream_that_nobody_can_take_any_more_is_closed(self):
         loop = asyncio.get_running_loop()
         owner, wire = Kept(), Wire()
-        connection = Connection(loop, owner)
+        connection = Connection(loop, owner, Outbox(loop))
         connection.connection_made(wire)
         waiter = connection.exchange(b"", b"", PATIENT, stream=True)
         waiter.cancel()

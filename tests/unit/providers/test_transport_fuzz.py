@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tests.unit.providers.scripted import Wire, answer, chunked
 
 from tokenhub.core.errors import FailureClass, TransportError
+from tokenhub.core.outbox import Outbox
 from tokenhub.providers.connection import MAX_HEADERS, Connection
 from tokenhub.providers.transport import Timeouts
 
@@ -88,7 +89,7 @@ def pieces_of(data, cuts):
 def drive(loop, pieces, *, stream, eof):
     """Everything a caller can see of an answer in these pieces."""
     owner, wire = Owner(), Wire()
-    connection = Connection(loop, owner)
+    connection = Connection(loop, owner, Outbox(loop))
     connection.connection_made(wire)
     waiter = connection.exchange(b"", b"", Timeouts(), stream=stream)
     for piece in pieces:

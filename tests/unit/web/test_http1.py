@@ -1047,6 +1047,18 @@ class TestDrain:
         assert await server.drain(10) == 0
         assert (await client.answer()).body == b"GET /last "
 
+    async def test_an_answer_given_in_the_turn_of_the_end_is_sent(self, http):
+        async def handler(request):
+            ending.append(asyncio.create_task(server.close()))
+            return Response(200, b"whole")
+
+        ending = []
+        server = await http.serve(handler)
+        client = await http.connect()
+        client.send(get())
+        assert (await client.answer()).body == b"whole"
+        await ending[0]
+
     async def test_a_half_read_request_is_still_answered(self, http, echo):
         server = await http.serve(echo)
         client = await http.connect()

@@ -117,6 +117,7 @@ class Room:
                 break
             connection.data_received(piece)
         await self._settle(connection, wire)
+        self.server.outbox.flush()
         refused = wire.ended
         assert (connection.state == CLOSING) == (wire.closed or wire.ended)
         # What never came whole waits in the buffer, within the limits of a head.
