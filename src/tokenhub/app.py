@@ -289,7 +289,7 @@ class App:
         handlers = Handlers(
             chat=ChatApi(answering),
             models_api=ModelsApi(self.catalog, clock),
-            health=HealthApi(self.catalog, self.vault, lambda: self.server.draining),
+            health=HealthApi(self.catalog, self.vault, self.ledger, lambda: self.server.draining),
             metrics=MetricsApi(self.observer, StateGauges(parts)),
             metrics_access=ADMIN if settings.metrics_auth else PUBLIC,
         )

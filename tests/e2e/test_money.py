@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 import signal
 import threading
 import time
@@ -280,3 +281,26 @@ def newest_log(shop, status):
 
 def attempts(shop, row):
     return [(one["error_class"], one["cost_usd"]) for one in row["attempts"]]
+
+
+def test_a_full_disk_refuses_budgets_and_is_said_where_readiness_is_asked(shop):
+    hub, none = shop.hub, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    shop.budget(10)
+    assert shop.ask().status == 200
+    pid = hub.process.pid
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (16_384, none[1]))  # the files are larger already
+    try:
+        refused = shop.ask()
+        assert refused.status == 503
+        assert refused.json()["error"]["code"] == "ledger_unavailable"
+        unready = hub.request("GET", "/readyz")
+        assert unready.status == 503
+        assert "df" in unready.json()["checks"]["books"]
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, none)
+    deadline = time.monotonic() + PATIENCE
+    while hub.request("GET", "/readyz").status != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert shop.ask().status == 200
+    assert hub.ok("POST", "/budget/verify", {}) == {"ok": True, "problems": []}

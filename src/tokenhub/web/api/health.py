@@ -9,6 +9,7 @@ from tokenhub.web.answers import json_answer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tokenhub.access.ledger import Ledger
     from tokenhub.providers.catalog import CatalogStore
     from tokenhub.vault.vault import Vault
     from tokenhub.web.http import Request, Response
@@ -20,12 +21,16 @@ class HealthApi:
     Args:
         catalog: what is configured.
         vault: whether credentials can be read.
+        ledger: whether the books can be written.
         draining: whether the server is shutting down.
     """
 
-    def __init__(self, catalog: CatalogStore, vault: Vault, draining: Callable[[], bool]) -> None:
+    def __init__(
+        self, catalog: CatalogStore, vault: Vault, ledger: Ledger, draining: Callable[[], bool]
+    ) -> None:
         self._catalog = catalog
         self._vault = vault
+        self._ledger = ledger
         self._draining = draining
 
     async def healthz(self, request: Request, _: None) -> Response:
@@ -55,6 +60,9 @@ class HealthApi:
             "models": "ok" if models else "no model: tokenhubctl model add",
             "vault": (
                 "locked: tokenhubctl vault unlock" if needs_vault and self._vault.locked else "ok"
+            ),
+            "books": (
+                "cannot be written: see the server's log and `df`" if self._ledger.failing else "ok"
             ),
         }
         ready = all(state == "ok" for state in checks.values())
