@@ -134,6 +134,26 @@ def children_cpu_ms(command: list[str | Path], environment: dict[str, str]) -> f
     return (usage.ru_utime + usage.ru_stime) * 1000
 
 
+def sync_ms(folder: Path, count: int = 500) -> list[float]:
+    """Milliseconds of each of ``count`` fdatasyncs after 4 KB were written, a millisecond apart.
+
+    Sorted. No answer that waits for the disk can take less.
+    """
+    path = folder / "sync"
+    taken = []
+    with path.open("wb", buffering=0) as file:
+        file.write(bytes(4096 * count))
+        os.fsync(file.fileno())
+        for number in range(count):
+            os.pwrite(file.fileno(), b"x" * 4096, number * 4096)
+            began = time.perf_counter()
+            os.fdatasync(file.fileno())
+            taken.append((time.perf_counter() - began) * 1000)
+            time.sleep(0.001)
+    path.unlink()
+    return sorted(taken)
+
+
 def describe() -> dict[str, str]:
     """What the figures were measured on."""
     lines = (PROC / "cpuinfo").read_text().splitlines()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loads import Figures, Load, alternate, closed_loop_ratio
-from machine import BenchError, Process, children_cpu_ms, free_port, median
+from machine import BenchError, Process, children_cpu_ms, free_port, median, sync_ms
 from report import Row
 from subjects import (
     ADMIN_TOKEN,
@@ -175,8 +175,13 @@ def latency(bench: Bench) -> list[Row]:
         budgeted = Load(hub.port, routed, hub.process, key=hub.budgeted_key, rate=1000)
         loads["hub, budgeted key"] = budgeted
         targets |= {"hub": (0.3, 1.5), "hub, budgeted key": (1.0, 3.0)}
+    disk = [sync_ms(bench.folder) for _ in range(2)]
     results = bench.measure(loads)
+    disk.append(sync_ms(bench.folder))
     rows = []
+    for quantile, rank in (("p50", 0.5), ("p99", 0.99)):
+        values = [run[int(len(run) * rank)] for run in disk]
+        rows.append(Row("latency", "disk", f"{quantile} of one fdatasync ms", values))
     for subject, limits in targets.items():
         note = _note(hub, results[subject]) if bench.with_hub and subject != "nginx" else ""
         for quantile, limit in zip(("p50", "p99"), limits, strict=True):
