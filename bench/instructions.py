@@ -1,6 +1,7 @@
 """make bench-instructions: machine instructions the gateway needs for one request.
 
-    bench/instructions.py [--stream] [--budgeted] [--padding BYTES] [--seconds 6] [--top 40]
+    bench/instructions.py [--stream] [--budgeted] [--padding BYTES] [--models N]
+                          [--seconds 6] [--top 40]
 
 Runs the hub inside valgrind's callgrind, so the figure is nearly the same on a busy machine and on
 a quiet one (within 2 %), which no clock can offer: what to compare two versions by. It says nothing
@@ -20,7 +21,7 @@ from pathlib import Path
 from loads import Load, run
 from machine import BenchError
 from scenarios import Bench
-from subjects import Hub, build_tools
+from subjects import MODEL_COUNT, Hub, build_tools
 
 _COST = re.compile(r"^\s*([\d,]+) \(\s*[\d.]+%\)\s+(?:.*?:)?(\S+)(?: \[(.*)\])?\s*$")
 
@@ -58,7 +59,7 @@ def measure(folder: Path, options: argparse.Namespace) -> tuple[int, Path]:
     bench = Bench(folder, options.seconds, 1, with_hub=True)
     try:
         mock = bench.mock("instant")
-        hub = CountedHub(folder, f"http://127.0.0.1:{mock.port}")
+        hub = CountedHub(folder, f"http://127.0.0.1:{mock.port}", models=options.models)
         bench.processes.append(hub.process)
         key = hub.budgeted_key if options.budgeted else hub.key
         body = bench.body(hub.routed_model(), stream=options.stream, padding=options.padding)
@@ -91,6 +92,7 @@ def main() -> int:
     parser.add_argument("--stream", action="store_true", help="64 chunks instead of one answer")
     parser.add_argument("--budgeted", action="store_true", help="with a key that has a budget")
     parser.add_argument("--padding", type=int, default=0, help="bytes more of prompt")
+    parser.add_argument("--models", type=int, default=MODEL_COUNT, help="to choose from")
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--top", type=int, default=0, help="name so many C functions")
     options = parser.parse_args()

@@ -15,12 +15,13 @@ SMOOTHING = 0.1
 class Window:
     """Sums of the last ``BUCKETS`` buckets, and a moving average that outlives them."""
 
-    __slots__ = ("_bucket", "_buckets", "_ends", "_turn", "usual_ms")
+    __slots__ = ("_bucket", "_buckets", "_ends", "_past", "_turn", "usual_ms")
 
     def __init__(self) -> None:
         # One bucket: errors, answers, latency sum, streams, first-token sum.
         self._buckets = [[0, 0, 0.0, 0, 0.0] for _ in range(BUCKETS)]
         self._bucket: list[float] = self._buckets[0]
+        self._past: list[float] = [0, 0, 0.0, 0, 0.0]  # the sums of the other buckets
         self._turn = 0
         self._ends = BUCKET_S  # when the bucket is full
         self.usual_ms = 0.0
@@ -32,6 +33,8 @@ class Window:
         self._turn = turn
         self._ends = (turn + 1) * BUCKET_S
         self._bucket = self._buckets[turn % BUCKETS]
+        others = [one for one in self._buckets if one is not self._bucket]
+        self._past = [sum(column) for column in zip(*others, strict=True)]
 
     def answered(self, now: float, latency_ms: float, ttft_ms: float | None) -> None:
         """Count an answer."""
@@ -58,11 +61,12 @@ class Window:
         """Error rate, mean latency and mean time to the first token; 0 = too few to say."""
         if now >= self._ends:
             self._advance(now)
-        errors, answers, latency, streams, ttft = map(sum, zip(*self._buckets, strict=True))
+        past, last = self._past, self._bucket
+        errors, answers, streams = past[0] + last[0], past[1] + last[1], past[3] + last[3]
         return (
             errors / (errors + answers) if errors else 0.0,
-            latency / answers if answers >= MIN_SAMPLES else 0.0,
-            ttft / streams if streams >= MIN_SAMPLES else 0.0,
+            (past[2] + last[2]) / answers if answers >= MIN_SAMPLES else 0.0,
+            (past[4] + last[4]) / streams if streams >= MIN_SAMPLES else 0.0,
         )
 
 

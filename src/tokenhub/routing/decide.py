@@ -62,8 +62,8 @@ def decide(
         evidence: health, arms and what is unavailable.
         seed: stands for the one random number of the decision.
         draw: that number itself, to ask what another one would have chosen.
-        shortlists: found by earlier decisions under the same rules and evidence, and added to
-            here; they save work and change nothing.
+        shortlists: found by earlier decisions under the same rules, and added to here; they save
+            work and change nothing. Another evidence begins with ``look_again``.
 
     Raises:
         NotFound: code ``model_not_found``.
@@ -106,8 +106,8 @@ def _routed(ask: Ask, hinted: str, shortlists: Shortlists | None) -> Decision:
     free = not limits.max_budget and not limits.max_latency_ms
     if shortlists is not None and mode == Mode.THOMPSON and free:
         kind = kind_of(query)
-        if kind not in shortlists:
-            found = shortlists[kind] = _shortlist(ask, limits, mode)
+        if kind not in shortlists.found:
+            found = shortlists.found[kind] = _shortlist(ask, limits, mode, shortlists)
             if found.holds(query):
                 return found.choose(query, ask.seed, ask.draw)
     candidates, filtered, policy = _ranked(ask, limits, mode)
@@ -126,14 +126,16 @@ def _ranked(
     return candidates, filtered, policy
 
 
-def _shortlist(ask: Ask, limits: Limits, mode: str) -> Shortlist:
+def _shortlist(ask: Ask, limits: Limits, mode: str, shortlists: Shortlists) -> Shortlist:
     query, rules, evidence = ask.query, ask.rules, ask.evidence
 
     def complete(query: RouteQuery, draw: float) -> tuple[Candidate, ...]:
         return _ranked(Ask(query, rules, evidence, 0, draw), limits, mode)[0]
 
     screen = screen_of(ask._replace(query=smallest(query)), limits)
-    return Shortlist(screen, limits, rules, evidence, bucket_of(query.input_tokens), complete)
+    screened = shortlists.screen(kind_of(query), screen, rules, evidence)
+    bucket = bucket_of(query.input_tokens)
+    return Shortlist(screened, limits, rules.digest, evidence, bucket, complete)
 
 
 def _named(ask: Ask, model: Model) -> Decision:

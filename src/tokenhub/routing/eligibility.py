@@ -163,11 +163,15 @@ def expected_ms(model: Model, evidence: Evidence, *, stream: bool) -> float:
 
     A whole answer's time says nothing about a stream's first token, nor the other way.
     """
+    first, whole = expected_times(model, evidence)
+    return first if stream else whole
+
+
+def expected_times(model: Model, evidence: Evidence) -> tuple[float, float]:
+    """Both: to a stream's first token, and to the end of an answer in one piece."""
     view = evidence.providers.get(model.provider_id, UNKNOWN_PROVIDER)
     own = evidence.models.get(model.id, UNKNOWN_MODEL)
-    if stream:
-        return own.ttft_ms or view.ttft_ms
-    return own.latency_ms or view.latency_ms
+    return own.ttft_ms or view.ttft_ms, own.latency_ms or view.latency_ms
 
 
 def _fault(model: Model, reason: str, limit: float | str = "", value: float | str = "") -> Filtered:

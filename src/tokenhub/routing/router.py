@@ -25,7 +25,7 @@ from tokenhub.routing.health import Health
 from tokenhub.routing.retry import FIRST_TOKEN_S, Failover, RetryBudget
 from tokenhub.routing.reward import QUALITY_SHARE, reward_of
 from tokenhub.routing.rules import RoutingSettings, Rules
-from tokenhub.routing.shortlist import listed
+from tokenhub.routing.shortlist import Shortlists, listed
 from tokenhub.routing.thompson import Bandit, bucket_of
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from tokenhub.core.decision import Attempt, RouteQuery
     from tokenhub.routing.aliases import Alias
     from tokenhub.routing.rewards import RewardLog
-    from tokenhub.routing.shortlist import Shortlists
 
 NOTHING: Mapping[str, str] = {}
 REMEMBERED = 20_000  # latest answers that feedback can reach
@@ -75,7 +74,7 @@ class Router:
     ) -> None:
         self._clock = clock
         self._share_s = share_s
-        self._shortlists: Shortlists = {}
+        self._shortlists = Shortlists()
         self._evidences: dict[str, Evidence] = {}  # by token bucket
         self._look_ends = 0.0
         self._news = -1
@@ -100,6 +99,7 @@ class Router:
         """Replace what is configured; the next decision is made under it."""
         self.rules = self.rules.changed(catalog=catalog, aliases=aliases, settings=settings)
         self._look_ends = 0.0
+        self._shortlists = Shortlists()
         if catalog is not None:
             self.health.retain(catalog.providers, catalog.models)
 
@@ -121,7 +121,7 @@ class Router:
             self._look_ends = now + self._share_s
             self._news = health.news
             self._unavailable = unavailable
-            self._shortlists = {}
+            self._shortlists.look_again()
             self._evidences = {}
         seed = self.seed_of(query.request_id)
         if (known := listed(query, self._shortlists)) is not None:

@@ -8,6 +8,7 @@ the lower id.
 
 from __future__ import annotations
 
+from itertools import repeat
 from math import exp
 from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
@@ -136,15 +137,17 @@ class Odds:
     stand in the order of their ids, which is the same when a decision is made again.
 
     Attributes:
+        arms: mean and standard deviation of each.
+        chances: the propensity of each.
         steps: the distribution function, for ``step_index``.
     """
 
-    __slots__ = ("_arms", "_chances", "steps")
+    __slots__ = ("arms", "chances", "steps")
 
     def __init__(self, model_ids: Sequence[str], evidence: Evidence) -> None:
-        self._arms = [evidence.arms.get(model_id, PRIOR) for model_id in model_ids]
-        self._chances = propensities(self._arms) if self._arms else []
-        self.steps = steps_of(self._chances)
+        self.arms = list(map(evidence.arms.get, model_ids, repeat(PRIOR)))
+        self.chances = propensities(self.arms) if self.arms else []
+        self.steps = steps_of(self.chances)
 
     def candidate(
         self,
@@ -156,7 +159,7 @@ class Odds:
         output_cap: int | None = None,
     ) -> Candidate:
         """The model at a place as a candidate; its other figures are those of ``Fit``."""
-        mean, sd = self._arms[place]
+        mean, sd = self.arms[place]
         return Candidate(
             model=model,
             score=-mean,
@@ -165,7 +168,7 @@ class Odds:
             bound=bound,
             output_cap=output_cap,
             expected_ms=expected_ms,
-            propensity=self._chances[place],
+            propensity=self.chances[place],
             mean=mean,
             sd=sd,
         )

@@ -2,8 +2,10 @@
 
 Most requests differ in nothing that screening reads but their sizes, and while these fit into
 every context window the answer is the same. So under one evidence it is found once, with the odds
-of ``thompson`` over it, and a decision looks at one model instead of all. ``decide`` chooses the
-same with and without shortlists; a property test holds it to that.
+of ``thompson`` over it, and a decision looks at one model instead of all. Of the evidence screening
+reads only which providers are closed, so the models that may answer stay the same from look to look
+and only the odds over them are found anew. ``decide`` chooses the same with and without shortlists;
+a property test holds it to that.
 """
 
 from __future__ import annotations
@@ -16,12 +18,12 @@ from typing import TYPE_CHECKING, overload
 import msgspec
 
 from tokenhub.core.decision import DEFAULT_OUTPUT_TOKENS, Candidate, Decision, Limits, Mode
-from tokenhub.routing.eligibility import MARGIN, UNLIMITED, expected_cost, expected_ms
+from tokenhub.routing.eligibility import MARGIN, UNLIMITED, expected_cost, expected_times
 from tokenhub.routing.scoring import Fit, Odds
 from tokenhub.routing.thompson import bucket_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from tokenhub.core.catalog import Model
     from tokenhub.core.decision import Evidence, Filtered, RouteQuery
@@ -29,8 +31,7 @@ if TYPE_CHECKING:
     from tokenhub.routing.rules import Rules
 
 Kind = tuple[str, str, str, str, tuple[str, ...], bool, bool, Limits]
-Shortlists = dict[Kind, "Shortlist"]
-"""Those found so far under one set of rules and one look at the evidence."""
+MOST_KINDS = 64  # whose screening is kept; names and limits in them are the clients'
 
 # Rules that screening tries before it looks at the window.
 _BEFORE_WINDOW = frozenset((
@@ -52,39 +53,69 @@ def kind_of(query: RouteQuery) -> Kind:
 
 def listed(query: RouteQuery, shortlists: Shortlists) -> Shortlist | None:
     """The shortlist that a request can be decided by, if there is one."""
-    found = shortlists.get(kind_of(query))
+    found = shortlists.found.get(kind_of(query))
     return found if found is not None and found.holds(query) else None
 
 
-class Shortlist:
-    """The models that may answer any small request of one kind, and the odds over them.
+class Shortlists:
+    """Those found so far under one set of rules.
 
-    Args:
-        screen: for the smallest request of the kind, see ``smallest``.
-        limits: those in force.
-        rules: for all the models there are.
-        evidence: for times and arms.
-        bucket: the token bucket of the kind.
-        complete: finds all candidates of a request by the long way, from it and its draw.
+    Attributes:
+        found: under the running look at the evidence.
+        screened: what screening found, under this look or an earlier one.
     """
 
-    __slots__ = (
-        "_bucket", "_complete", "_evidence", "_filtered", "_limits", "_narrowest", "_odds",
-        "_rules", "_seats", "_steps", "models",
-    )  # fmt: skip
+    __slots__ = ("found", "screened")
 
-    def __init__(
-        self,
-        screen: Screen,
-        limits: Limits,
-        rules: Rules,
-        evidence: Evidence,
-        bucket: str,
-        complete: Callable[[RouteQuery, float], tuple[Candidate, ...]],
-    ) -> None:
+    def __init__(self) -> None:
+        self.found: dict[Kind, Shortlist] = {}
+        self.screened: dict[Kind, Screened] = {}
+
+    def look_again(self) -> None:
+        """The evidence is another one from here on."""
+        self.found = {}
+
+    def screen(self, kind: Kind, screen: Screen, rules: Rules, evidence: Evidence) -> Screened:
+        """The models that may answer requests of a kind; ``screen`` is used if it must be."""
+        screened = self.screened.get(kind)
+        if screened is None or not screened.holds_under(evidence):
+            if len(self.screened) >= MOST_KINDS:
+                self.screened = {}
+            screened = self.screened[kind] = Screened(screen, rules, evidence)
+        return screened
+
+
+def _closed(evidence: Evidence) -> dict[str, tuple[str, int]]:
+    """All that screening reads of health when no limit on times is in force."""
+    return {
+        provider_id: (view.closed, view.retry_ms)
+        for provider_id, view in evidence.providers.items()
+        if view.closed
+    }
+
+
+class Screened:
+    """The models that may answer any small request of one kind, while the same ones are closed.
+
+    Args:
+        screen: for the smallest request of the kind, see ``smallest``; without a limit on times.
+        rules: for all the models there are.
+        evidence: for what is closed.
+
+    Attributes:
+        models: in the order of their ids; ``ids`` are these.
+        filtered: the others.
+        narrowest: a request that needs more tokens is not small; -1 when there are no models.
+    """
+
+    __slots__ = ("_closed", "_unavailable", "filtered", "ids", "models", "narrowest")
+
+    def __init__(self, screen: Screen, rules: Rules, evidence: Evidence) -> None:
+        self._closed = _closed(evidence)
+        self._unavailable: Mapping[str, str] = dict(evidence.unavailable)
         self.models: list[Model] = []
+        self.narrowest = UNLIMITED
         filtered: list[Filtered] = []
-        self._narrowest = UNLIMITED
         for model in rules.catalog.models.values():
             verdict = screen.judge(model)
             if isinstance(verdict, Fit):
@@ -93,19 +124,55 @@ class Shortlist:
                 filtered.append(verdict)
                 if verdict.reason in _BEFORE_WINDOW:
                     continue
-            self._narrowest = min(self._narrowest, model.max_context_tokens or UNLIMITED)
+            self.narrowest = min(self.narrowest, model.max_context_tokens or UNLIMITED)
         self.models.sort(key=_ID)
         if not self.models:
-            self._narrowest = -1
-        self._filtered = tuple(filtered)
+            self.narrowest = -1
+        self.ids = [model.id for model in self.models]
+        self.filtered = tuple(filtered)
+
+    def holds_under(self, evidence: Evidence) -> bool:
+        """Whether screening would find the same under another evidence."""
+        return self._unavailable == evidence.unavailable and self._closed == _closed(evidence)
+
+
+class Shortlist:
+    """The models that may answer any small request of one kind, and the odds over them.
+
+    Args:
+        screened: these models.
+        limits: those in force.
+        rules: digest of the rules.
+        evidence: for times and arms.
+        bucket: the token bucket of the kind.
+        complete: finds all candidates of a request by the long way, from it and its draw.
+    """
+
+    __slots__ = (
+        "_bucket", "_complete", "_evidence", "_filtered", "_limits", "_models", "_narrowest",
+        "_odds", "_rules", "_seats", "_steps",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        screened: Screened,
+        limits: Limits,
+        rules: str,
+        evidence: Evidence,
+        bucket: str,
+        complete: Callable[[RouteQuery, float], tuple[Candidate, ...]],
+    ) -> None:
+        self._models = screened.models
+        self._narrowest = screened.narrowest
+        self._filtered = screened.filtered
         self._limits = limits
-        self._rules = rules.digest
+        self._rules = rules
         self._evidence = evidence
         self._bucket = bucket
         self._complete = complete
-        self._odds = Odds([model.id for model in self.models], evidence)
+        self._odds = Odds(screened.ids, evidence)
         self._steps = self._odds.steps
-        self._seats: list[_Seat | None] = [None] * len(self.models)
+        self._seats: dict[int, _Seat] = {}
 
     def holds(self, query: RouteQuery) -> bool:
         """Whether a request of the kind is small enough for every window looked at."""
@@ -115,10 +182,11 @@ class Shortlist:
     def choose(self, query: RouteQuery, seed: int, draw: float) -> Decision:
         """What the long way would decide for a request that the list holds."""
         place = bisect_right(self._steps, draw)
-        seat = self._seats[place]
+        seat = self._seats.get(place)
         if seat is None:
-            blank = self._odds.candidate(place, self.models[place], None, 0.0)
-            seat = self._seats[place] = _Seat(blank, self._evidence)
+            seat = self._seats[place] = _Seat(
+                self._models[place], place, self._odds, self._evidence
+            )
         room = DEFAULT_OUTPUT_TOKENS if query.max_tokens is None else query.max_tokens
         chosen = Candidate(
             model=seat.model,
@@ -132,7 +200,7 @@ class Shortlist:
         )
         return Decision(
             query=query,
-            candidates=Ranking(chosen, len(self.models), query, draw, self._complete),
+            candidates=Ranking(chosen, len(self._models), query, draw, self._complete),
             filtered=self._filtered,
             reason=seat.reason,
             policy=_THOMPSON,
@@ -153,16 +221,14 @@ class _Seat:
         "mean", "model", "propensity", "reason", "score", "sd", "stream_ms", "terms", "whole_ms",
     )  # fmt: skip
 
-    def __init__(self, blank: Candidate, evidence: Evidence) -> None:
-        self.model = blank.model
-        self.score = blank.score
-        self.terms = blank.terms
-        self.propensity = blank.propensity
-        self.mean = blank.mean
-        self.sd = blank.sd
-        self.reason = f"routed-weight-{blank.model.weight}"
-        self.stream_ms = expected_ms(blank.model, evidence, stream=True)
-        self.whole_ms = expected_ms(blank.model, evidence, stream=False)
+    def __init__(self, model: Model, place: int, odds: Odds, evidence: Evidence) -> None:
+        self.model = model
+        self.mean, self.sd = odds.arms[place]
+        self.score = -self.mean
+        self.terms = {"reward": self.score}
+        self.propensity = odds.chances[place]
+        self.reason = f"routed-weight-{model.weight}"
+        self.stream_ms, self.whole_ms = expected_times(model, evidence)
 
 
 def smallest(query: RouteQuery) -> RouteQuery:

@@ -23,7 +23,7 @@ from math import exp, sqrt
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
 FADE = 0.99
 HALF_LIFE_MS = 24 * 3_600_000
@@ -87,66 +87,94 @@ class Arm:
         self._known = None
 
 
+class _Bucket:
+    """The arms of one token bucket, and the view of them that was last given out."""
+
+    __slots__ = ("arms", "changed", "models", "tick", "view")
+
+    def __init__(self) -> None:
+        self.arms: dict[str, Arm] = {}
+        self.changed: set[str] = set()  # since the view was made
+        self.models: Collection[str] = ()  # those it is of
+        self.tick = 0
+        self.view: dict[str, tuple[float, float]] = {}
+
+
 class Bandit:
     """All arms. Time comes with each call, in Unix milliseconds."""
 
     def __init__(self) -> None:
-        self._arms: dict[str, dict[str, Arm]] = {bucket: {} for bucket in BUCKETS}
-        self._ticks = dict.fromkeys(BUCKETS, 0)
+        self._buckets = {bucket: _Bucket() for bucket in BUCKETS}
 
     def update(self, model_id: str, bucket: str, reward: float, now_ms: int) -> None:
         """Learn that an attempt at a model came to ``reward`` in [0, 1]."""
-        arm = self._arms[bucket].get(model_id)
+        found = self._buckets[bucket]
+        arm = found.arms.get(model_id)
         if arm is None or arm.tick != now_ms // TICK_MS:
-            arm = self._arm(model_id, bucket, now_ms)
+            arm = _arm(found, model_id, now_ms)
         arm.learn(reward)
+        found.changed.add(model_id)
 
     def correct(self, model_id: str, bucket: str, change: float, now_ms: int) -> None:
         """Move an earlier reward by ``change``, when feedback arrives after the fact."""
-        self._arm(model_id, bucket, now_ms).correct(change)
-
-    def _arm(self, model_id: str, bucket: str, now_ms: int) -> Arm:
-        tick = now_ms // TICK_MS
-        arms = self._arms[bucket]
-        if (arm := arms.get(model_id)) is None:
-            arm = arms[model_id] = Arm(tick)
-        elif tick != arm.tick:
-            arm.age(tick)
-        return arm
+        found = self._buckets[bucket]
+        _arm(found, model_id, now_ms).correct(change)
+        found.changed.add(model_id)
 
     def view(
-        self, model_ids: Iterable[str], bucket: str, now_ms: int
+        self, models: Collection[str], bucket: str, now_ms: int
     ) -> dict[str, tuple[float, float]]:
-        """Posterior mean and standard deviation of the models that have learned something."""
-        arms = self._arms[bucket]
+        """Posterior mean and standard deviation of the models that have learned something.
+
+        Args:
+            models: their ids; the same object as last time stands for the same ids, and then only
+                what was learned meanwhile is looked at.
+            bucket: whose arms.
+            now_ms: to which they fade.
+
+        Returns:
+            What is never changed afterwards.
+        """
+        found = self._buckets[bucket]
+        arms = found.arms
         tick = now_ms // TICK_MS
-        if tick != self._ticks[bucket]:
-            self._ticks[bucket] = tick
+        if tick != found.tick:
+            found.tick = tick
             for arm in arms.values():
                 arm.age(tick)
-        get = arms.get
-        found = {}
-        for model_id in model_ids:
-            known = get(model_id)
-            if known is not None:
-                found[model_id] = known.posterior
-        return found
+        elif models is found.models:
+            if found.changed:
+                fresh = {i: arms[i].posterior for i in found.changed if i in models}
+                found.view = found.view | fresh
+                found.changed = set()
+            return found.view
+        found.models = models
+        found.view = {i: arms[i].posterior for i in models if i in arms}
+        found.changed = set()
+        return found.view
 
     def snapshot(self) -> dict[str, dict[str, tuple[int, float, float]]]:
         """Everything known: bucket → model → (tick, won, lost)."""
         return {
-            bucket: {name: (arm.tick, arm.won, arm.lost) for name, arm in arms.items()}
-            for bucket, arms in self._arms.items()
+            bucket: {name: (arm.tick, arm.won, arm.lost) for name, arm in found.arms.items()}
+            for bucket, found in self._buckets.items()
         }
 
     def restore(self, state: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
         """Become what ``snapshot`` described."""
         for bucket in BUCKETS:
-            self._arms[bucket] = {
-                name: Arm(int(tick), won, lost)
-                for name, (tick, won, lost) in state.get(bucket, {}).items()
-            }
-            self._ticks[bucket] = 0
+            found = self._buckets[bucket] = _Bucket()
+            for name, (tick, won, lost) in state.get(bucket, {}).items():
+                found.arms[name] = Arm(int(tick), won, lost)
+
+
+def _arm(found: _Bucket, model_id: str, now_ms: int) -> Arm:
+    tick = now_ms // TICK_MS
+    if (arm := found.arms.get(model_id)) is None:
+        arm = found.arms[model_id] = Arm(tick)
+    elif tick != arm.tick:
+        arm.age(tick)
+    return arm
 
 
 def propensities(arms: Sequence[tuple[float, float]]) -> list[float]:

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from tests.unit.routing.world import evidences, model, per_million, queries, query, rules, worlds
 
 from tokenhub.core.bounds import Measure, bound
-from tokenhub.core.decision import Evidence, Limits, ProviderView
+from tokenhub.core.decision import Evidence, Limits, ModelView, ProviderView
 from tokenhub.core.errors import Forbidden, HubError, InvalidRequest, NotFound, VaultLocked
 from tokenhub.routing.decide import decide, draw_of
 from tokenhub.routing.explain import encode_record
 from tokenhub.routing.rules import decode, encode
+from tokenhub.routing.shortlist import MOST_KINDS, Shortlists
 
 SEEDS = st.integers(0, 2**48 - 1)
 
@@ -294,7 +295,7 @@ def test_a_named_model_is_certain_and_its_stand_ins_are_not():
 
 @given(st.lists(queries, min_size=2, max_size=5), worlds(), evidences, SEEDS)
 def test_shortlists_change_nothing(several, ruled, seen, seed):
-    shortlists = {}
+    shortlists = Shortlists()
     several = [msgspec.structs.replace(asked, mode="thompson") for asked in several] + several
     for asked in [*several, *several]:
         plain = decided(asked, ruled, seen, seed)
@@ -308,6 +309,58 @@ def test_shortlists_change_nothing(several, ruled, seen, seed):
             assert len(short.candidates) == len(plain.candidates)
             assert tuple(short.candidates) == tuple(plain.candidates)
             assert _all_but_candidates(short) == _all_but_candidates(plain)
+
+
+@given(st.lists(queries, min_size=1, max_size=3), worlds(), st.lists(evidences, min_size=2), SEEDS)
+def test_what_screening_found_serves_the_looks_it_holds_under(several, ruled, looks, seed):
+    shortlists = Shortlists()
+    several = [msgspec.structs.replace(asked, mode="thompson") for asked in several]
+    for seen in [*looks, *looks]:
+        shortlists.look_again()
+        for asked in several:
+            plain = decided(asked, ruled, seen, seed)
+            try:
+                short = decide(asked, ruled, seen, seed, shortlists=shortlists)
+            except HubError:
+                short = None
+            assert (short is None) == (plain is None)
+            if plain is not None:
+                assert tuple(short.candidates) == tuple(plain.candidates)
+                assert _all_but_candidates(short) == _all_but_candidates(plain)
+
+
+@pytest.mark.parametrize(
+    ("seen", "same"),
+    [
+        ({}, True),
+        ({"arms": {"a": (0.9, 0.01)}, "models": {"b": ModelView(usual_ms=9.0)}}, True),
+        ({"providers": {"p": ProviderView(usual_ms=9.0, error_rate=0.5)}}, True),
+        ({"providers": {"q": ProviderView(closed="down")}}, False),
+        ({"unavailable": {"q": "vault_locked"}}, False),
+    ],
+)
+def test_models_are_screened_anew_only_when_others_may_answer(seen, same):
+    ruled = rules(model("a"), model("b", provider="q"))
+    shortlists = Shortlists()
+
+    def screened():
+        shortlists.look_again()
+        asked = query(model="auto:thompson")
+        decide(asked, ruled, Evidence(**seen), 1, shortlists=shortlists)
+        return next(iter(shortlists.screened.values()))
+
+    first = screened()
+    assert screened() is first
+    before = Evidence()
+    assert first.holds_under(before) is same
+
+
+def test_no_more_kinds_are_kept_than_said():
+    shortlists = Shortlists()
+    for number in range(MOST_KINDS + 10):
+        asked = query(model="auto:thompson", min_weight=0, models=("a", f"x{number}"))
+        decide(asked, rules(model("a")), Evidence(), 1, shortlists=shortlists)
+    assert len(shortlists.screened) <= MOST_KINDS
 
 
 def _all_but_candidates(decision):
@@ -336,9 +389,9 @@ def test_a_shortlist_is_only_used_for_requests_of_its_kind(other):
         model("c", images=False, max_context_tokens=15_000),
     )
     seen = Evidence(providers={"p": ProviderView(latency_ms=50.0)})
-    shortlists = {}
+    shortlists = Shortlists()
     decide(query(model="auto:thompson"), ruled, seen, 1, shortlists=shortlists)
-    assert shortlists
+    assert shortlists.found
     asked = query(**({"model": "auto:thompson"} | other))
     plain = decided(asked, ruled, seen, 1)
     if plain is None:

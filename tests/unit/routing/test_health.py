@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from tests.unit.routing.world import ManualClock
 
 from tokenhub.core.errors import FailureClass
+from tokenhub.routing.circuit import BUCKET_S, BUCKETS, MIN_SAMPLES, Window
 from tokenhub.routing.health import ATTRIBUTABLE, Health
 
 INNOCENT = [
@@ -193,6 +194,23 @@ def test_the_window_forgets_and_the_average_does_not(health, clock):
     assert (view.latency_ms, view.ttft_ms, view.error_rate) == (0, 0, 0)
     assert view.usual_ms == pytest.approx(100 * 0.81 + 200 * 0.09 + 300 * 0.1)
     assert health.views()[1]["m"].latency_ms == 0
+
+
+@given(st.lists(st.tuples(st.floats(0, 200), st.booleans(), st.integers(1, 999)), max_size=60))
+def test_the_figures_of_a_window_are_those_of_its_last_five_minutes(events):
+    window, now, seen = Window(), 1000.0, []
+    for wait, good, latency in events:
+        now += wait
+        if good:
+            window.answered(now, latency, latency / 2)
+        else:
+            window.failed(now)
+        seen.append((int(now / BUCKET_S), good, latency))
+        recent = [one for one in seen if one[0] > int(now / BUCKET_S) - BUCKETS]
+        times = [ms for _, answer, ms in recent if answer]
+        errors = len(recent) - len(times)
+        mean = sum(times) / len(times) if len(times) >= MIN_SAMPLES else 0.0
+        assert window.rates(now) == pytest.approx((errors / len(recent), mean, mean / 2))
 
 
 def test_views_that_were_given_out_never_change(health):

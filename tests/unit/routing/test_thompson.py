@@ -121,3 +121,35 @@ def test_a_corrected_reward_is_as_if_it_had_been_learned_so():
     direct.update("m", "small", 0.5, NOW)
     one, two = (bandit.view(["m"], "small", NOW)["m"] for bandit in (corrected, direct))
     assert one == pytest.approx(two)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["update", "correct", "view", "wait", "other"]),
+            st.sampled_from(["a", "b", "c", "d"]),
+            st.floats(0, 1),
+        )
+    )
+)
+def test_a_view_that_is_kept_up_is_the_one_made_anew(steps):
+    kept = Bandit()
+    now = NOW
+    models = {"a": 1, "b": 1, "c": 1}
+    for what, name, number in steps:
+        if what == "update":
+            kept.update(name, "small", number, now)
+        elif what == "correct":
+            kept.correct(name, "small", number - 0.5, now)
+        elif what == "wait":
+            now += round(number * 90_000)
+        elif what == "other":
+            models = {name: 1, "a": 1}
+        before = kept.view(models, "small", now)
+        copy = dict(before)
+        anew = Bandit()
+        anew.restore(kept.snapshot())
+        assert before == anew.view(models, "small", now)
+        kept.update("a", "small", number, now)
+        kept.view(models, "small", now)
+        assert before == copy
