@@ -20,22 +20,19 @@ if TYPE_CHECKING:
     from tokenhub.access.hold import Hold
     from tokenhub.storage.database import Transaction
 
-_OPEN = """
-INSERT INTO ledger_attempts (id, key_id, month, day, request_id, attempt, model_id, provider_id,
-  reserved, price_source, price_version, epoch, opened_at, state)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'open')
-"""
+# Without the columns' names, which migration 0002 puts in order: the text is hashed for every row.
+_OPEN = """\
+INSERT INTO ledger_attempts VALUES\
+(?,?,?,?,?,?,?,?,'open',?,0,0,0,0,0,0,0,'',?,?,'',?,?,NULL)"""
 _CLOSE = """
 UPDATE ledger_attempts SET state = ?, settled = ?, overrun = ?, prompt = ?, completion = ?,
   cached_read = ?, cached_write = ?, reasoning = ?, further = ?, flag = ?, closed_at = ?
 WHERE id = ?
 """
-_WHOLE = """
-INSERT INTO ledger_attempts (id, key_id, month, day, request_id, attempt, model_id, provider_id,
-  reserved, price_source, price_version, epoch, opened_at, state, settled, overrun, prompt,
-  completion, cached_read, cached_write, reasoning, further, flag, closed_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-"""
+# The order of an opening and then a closing, as ``Batch.close`` joins them.
+_WHOLE = """\
+INSERT INTO ledger_attempts VALUES\
+(?1,?2,?3,?4,?5,?6,?7,?8,?14,?9,?15,?16,?17,?18,?19,?20,?21,?22,?10,?11,?23,?12,?13,?24)"""
 _NEW = """
 INSERT INTO ledger_accounts (key_id, kind, period, budget, ceiling, id)
 VALUES (?, ?, ?, ?, ?, ?)

@@ -305,3 +305,11 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ttft_ms: float | None = None
     cost: int | None = None
     propensity: float = 0.0
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def encode_attempts(attempts: Sequence[Attempt]) -> str:
+    """Attempts as they stand in the logs."""
+    return _encode(attempts).decode()

@@ -82,6 +82,7 @@ class Call:
         started_ms, began: wall time and monotonic seconds of its start.
         decision: candidates and why, None until decided.
         attempts: every try, in order, as it ended.
+        attempts_json: the same as JSON, once the request is over.
         tries: how many were begun.
         model_id, provider_id: who answered, "" if nobody.
         usage: tokens of the answer given, None if none was.
@@ -96,6 +97,7 @@ class Call:
 
     __slots__ = (
         "attempts",
+        "attempts_json",
         "began",
         "chat",
         "decision",
@@ -129,6 +131,7 @@ class Call:
         self.chat: ChatRequest | None = None
         self.decision: Decision | None = None
         self.attempts: list[Attempt] = []
+        self.attempts_json = "[]"
         self.tries = 0
         self.model_id = ""
         self.provider_id = ""

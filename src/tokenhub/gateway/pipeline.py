@@ -16,7 +16,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from tokenhub.core.bounds import BYTES_PER_TOKEN, measure_chat
-from tokenhub.core.decision import AUTO, RouteQuery
+from tokenhub.core.decision import AUTO, RouteQuery, encode_attempts
 from tokenhub.core.errors import ProviderError
 from tokenhub.gateway.attempt import Attempt
 from tokenhub.gateway.call import Call
@@ -181,7 +181,9 @@ class Pipeline:
 
     def _settle(self, call: Call) -> None:
         call.ended = self._clock.monotonic()
+        attempts = call.attempts
+        call.attempts_json = text = encode_attempts(attempts)
         if call.decision is not None:
-            self._router.finish(call.decision, call.attempts, call.error_class or "ok")
+            self._router.finish(call.decision, attempts, call.error_class or "ok", text)
         for observe in self._observers:
             observe(call)

@@ -64,6 +64,7 @@ def entry_of(call: Call, catalog: Catalog) -> Entry:
         prices.source if prices is not None else "",
         prices.version if prices is not None else "",
         call.attempts,
+        call.attempts_json,
     )
 
 

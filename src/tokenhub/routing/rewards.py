@@ -77,7 +77,6 @@ _PRUNE = (
 )
 
 
-_encode = msgspec.json.Encoder().encode
 _Row = tuple[Any, ...]
 
 
@@ -129,8 +128,9 @@ class RewardLog:
         attempts: Sequence[Attempt],
         outcome: str,
         at_ms: int,
+        attempts_json: str,
     ) -> None:
-        """Log a decision and what became of it."""
+        """Log a decision and what became of it; ``attempts_json`` is the attempts as stored."""
         if rules.digest not in self._known:
             self._known.add(rules.digest)
             self._rules[rules.digest] = (rules, at_ms)
@@ -154,7 +154,7 @@ class RewardLog:
                 outcome,
                 decision.rules,
                 encode_record(decision).decode(),
-                _encode(attempts).decode(),
+                attempts_json,
                 decision.evidence,
                 latency_budget(decision),
                 None,
@@ -252,7 +252,7 @@ class RewardLog:
         return await self._db.write(delete)
 
 
-def _with_digests(tx: Transaction, rows: Sequence[_Row]) -> list[_Row]:
+def _with_digests(tx: Transaction, rows: Sequence[_Row]) -> list[list[Any]]:
     """Write the evidence of some decisions once each; their rows with digests in its place."""
     digests: dict[int, str] = {}
     bodies = []
@@ -264,6 +264,8 @@ def _with_digests(tx: Transaction, rows: Sequence[_Row]) -> list[_Row]:
             body = encode_evidence(evidence)
             digest = digests[id(evidence)] = blake2b(body, digest_size=12).hexdigest()
             bodies.append((digest, evidence.at_ms, body.decode()))
-        complete.append((*row[:_EVIDENCE_AT], digest, *row[_EVIDENCE_AT + 1 :]))
+        whole = [*row]  # the row stays as it is: this may be run again
+        whole[_EVIDENCE_AT] = digest
+        complete.append(whole)
     tx.executemany(_EVIDENCE, bodies)
     return complete

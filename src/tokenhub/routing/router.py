@@ -152,7 +152,7 @@ class Router:
         nobody = Decision(
             query=query, candidates=(), evidence=evidence, seed=seed, rules=self.rules.digest
         )
-        self.finish(nobody, (), error.code or error.type)
+        self.finish(nobody, (), error.code or error.type, "[]")
 
     def simulate(
         self,
@@ -198,16 +198,20 @@ class Router:
             self.bandit.update(model_id, bucket, reward, self._clock.now_ms())
         return reward
 
-    def finish(self, decision: Decision, attempts: Sequence[Attempt], outcome: str) -> None:
+    def finish(
+        self, decision: Decision, attempts: Sequence[Attempt], outcome: str, attempts_json: str
+    ) -> None:
         """Log the decision of a request that has ended, and its attempts.
 
         Args:
             decision: what was decided.
             attempts: what was tried.
             outcome: ``ok`` or the code of the error the client got.
+            attempts_json: the attempts as they are stored.
         """
         if self._log is not None:
-            self._log.decision(decision, self.rules, attempts, outcome, self._clock.now_ms())
+            at_ms = self._clock.now_ms()
+            self._log.decision(decision, self.rules, attempts, outcome, at_ms, attempts_json)
 
     def feedback(self, request_id: str, score: float) -> None:
         """Learn how good an answer was, in [0, 1]; said again, the last word counts.

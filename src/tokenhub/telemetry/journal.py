@@ -46,13 +46,10 @@ DELETE FROM request_log WHERE seq IN (
 """
 
 
-_encode = msgspec.json.Encoder().encode
-
-
 class Entry(msgspec.Struct, gc=False):
     """A request that is over, in the order of the columns; see migration 0005.
 
-    ``attempts`` are put into JSON on the writer's thread.
+    ``attempts`` stand where their number is stored; ``attempts_json`` is what they were.
     """
 
     request_id: str
@@ -84,6 +81,7 @@ class Entry(msgspec.Struct, gc=False):
     price_source: str
     price_version: str
     attempts: list[Attempt]
+    attempts_json: str
 
 
 class Filter(NamedTuple):
@@ -155,8 +153,7 @@ class Journal:
         self._unwritten += count
 
         def save(tx: Transaction) -> None:
-            rows = [_row(seq, one) for seq, one in enumerate(entries, first)]
-            tx.executemany(_INSERT, rows)
+            tx.executemany(_INSERT, map(_row, range(first, first + count), entries))
 
         def done(error: BaseException | None) -> None:
             self._unwritten -= count
@@ -257,9 +254,10 @@ class Journal:
         }
 
 
-def _row(seq: int, entry: Entry) -> tuple[Any, ...]:
-    attempts = entry.attempts
-    return (seq, *astuple(entry)[:-1], len(attempts), _encode(attempts).decode())
+def _row(seq: int, entry: Entry) -> list[Any]:
+    row = [seq, *astuple(entry)]
+    row[-2] = len(entry.attempts)
+    return row
 
 
 def _shown_attempt(one: Attempt) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from tests.unit.access.money import PRICED, Key, most, used
 
+from tokenhub.access import batch
 from tokenhub.access.ledger import Ledger
 
 STATES = "SELECT request_id, state, settled FROM ledger_attempts ORDER BY id"
@@ -171,3 +172,41 @@ async def test_by_hand_it_ends_as_with_async_with(ledger, db, key):
         ("cancelled", "released", 0),
     ]
     assert ledger.open_holds == 0
+
+
+OPENING = (
+    "id", "key_id", "month", "day", "request_id", "attempt", "model_id", "provider_id", "reserved",
+    "price_source", "price_version", "epoch", "opened_at",
+)  # fmt: skip
+CLOSING = (
+    "state", "settled", "overrun", "prompt", "completion", "cached_read", "cached_write",
+    "reasoning", "further", "flag", "closed_at",
+)  # fmt: skip
+NUMBERS = {
+    "id", "month", "day", "attempt", "reserved", "epoch", "opened_at", "settled", "overrun",
+    "prompt", "completion", "cached_read", "cached_write", "reasoning", "closed_at",
+}  # fmt: skip
+
+
+async def test_statements_without_names_of_columns_meet_the_right_ones(db):
+    names = [row[1] for row in await db.read("PRAGMA table_info(ledger_attempts)")]
+    row = {
+        name: 100 + place if name in NUMBERS else name
+        for place, name in enumerate((*OPENING, *CLOSING))
+    }
+    opening, closing = [row[name] for name in OPENING], [row[name] for name in CLOSING]
+
+    async def written():
+        [values] = await db.read("SELECT * FROM ledger_attempts")
+        return dict(zip(names, values, strict=True))
+
+    await db.write(lambda tx: tx.execute(batch._OPEN, opening))
+    fresh = dict.fromkeys(CLOSING, 0) | {
+        "state": "open", "further": "", "flag": "", "closed_at": None,
+    }  # fmt: skip
+    assert await written() == row | fresh
+    await db.write(lambda tx: tx.execute(batch._CLOSE, (*closing, row["id"])))
+    assert await written() == row
+    await db.write(lambda tx: tx.execute("DELETE FROM ledger_attempts"))
+    await db.write(lambda tx: tx.execute(batch._WHOLE, (*opening, *closing)))
+    assert await written() == row

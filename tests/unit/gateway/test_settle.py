@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from tokenhub.core.catalog import Model
-from tokenhub.core.decision import Attempt, Candidate, Decision, RouteQuery
+from tokenhub.core.decision import Attempt, Candidate, Decision, RouteQuery, encode_attempts
 from tokenhub.gateway.settle import publish
 from tokenhub.telemetry.events import EventBus
 from tokenhub.telemetry.journal import Entry
@@ -33,7 +33,8 @@ def entry(**changes):
         "cached_write": 0, "reasoning": 0, "counted_by": "provider", "cost": 2500,
         "price_source": "manual", "price_version": "", "attempts": [attempt(1)],
     }  # fmt: skip
-    return Entry(**(row | changes))
+    row |= changes
+    return Entry(**row, attempts_json=encode_attempts(row["attempts"]))
 
 
 DECISION = Decision(

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from tests.unit.routing.world import ManualClock, attempt, catalog, model, per_million, query
 
+from tokenhub.core.decision import encode_attempts
 from tokenhub.core.errors import FailureClass, InvalidRequest, NotFound
 from tokenhub.routing.explain import explain, replay
 from tokenhub.routing.reward import reward_of
@@ -17,6 +18,10 @@ MODELS = (
     model("b", "q", weight=8, prices=per_million(5.0)),
     model("c", "q", weight=5, enabled=False),
 )
+
+
+def finish(router, decision, tries, outcome):
+    router.finish(decision, tries, outcome, encode_attempts(tries))
 
 
 @pytest.fixture
@@ -145,7 +150,7 @@ async def test_the_log_rebuilds_what_was_learned(logged, db, clock):
         kind = FailureClass.SERVER if number % 5 == 0 else ""
         done = attempt(decision, at_ms=clock.now_ms(), kind=kind, cost=10**6)
         router.record(decision, done)
-        router.finish(decision, [done], kind or "ok")
+        finish(router, decision, [done], kind or "ok")
         if not kind:
             router.feedback(f"r-{number}", 0.25)
         clock.advance(30)
@@ -165,7 +170,7 @@ async def test_the_log_rebuilds_what_was_learned(logged, db, clock):
 async def test_rows_are_written_in_batches_without_being_asked(logged, db):
     router, log = logged
     decision = router.decide(query())
-    router.finish(decision, [attempt(decision, cost=5)], "ok")
+    finish(router, decision, [attempt(decision, cost=5)], "ok")
     assert await db.read("SELECT count(*) FROM decision_log") == [(0,)]
     for _ in range(100):
         await asyncio.sleep(0.02)
@@ -189,7 +194,7 @@ async def test_a_past_decision_is_explained_and_replayed(logged):
     router, log = logged
     decision = router.decide(query(mode="cheap"))
     tries = [attempt(decision, kind=FailureClass.SERVER, status=500), attempt(decision, number=2)]
-    router.finish(decision, tries, "ok")
+    finish(router, decision, tries, "ok")
     # What happens later must not change what happened then.
     router.update(catalog=catalog(model("z", prices=per_million(0))))
     stored = await log.stored("r-1")
@@ -211,7 +216,7 @@ async def test_every_decision_in_the_log_replays(logged):
         decision = router.decide(query(request_id=f"r-{number}", mode=mode))
         done = attempt(decision, cost=number * 10**6, latency_ms=100.0 * number)
         router.record(decision, done)
-        router.finish(decision, [done], "ok")
+        finish(router, decision, [done], "ok")
     for number in range(40):
         told = replay(f"r-{number}", await log.stored(f"r-{number}"))
         assert told["same"]
@@ -228,7 +233,7 @@ OLD_RECORD = """{"query": {"request_id": "r-1", "model": "auto:thompson", "input
 async def test_a_record_with_what_is_no_longer_stored_still_replays(logged):
     router, log = logged
     decision = router.decide(query(model="auto:thompson", input_tokens=212))
-    router.finish(decision, [], "ok")
+    finish(router, decision, [], "ok")
     new = await log.stored("r-1")
     told = (decision.seed, decision.chosen.model_id, decision.propensity)
     old = msgspec.structs.replace(new, record=OLD_RECORD % told)
@@ -252,7 +257,7 @@ async def test_a_refused_request_is_explained_too(logged):
 async def test_pruning_keeps_the_rules_of_what_is_left(logged, clock, db):
     router, log = logged
     for number in range(2):
-        router.finish(router.decide(query(request_id=f"r-{number}")), [], "ok")
+        finish(router, router.decide(query(request_id=f"r-{number}")), [], "ok")
         log.flush()
         clock.advance(3600)
     await log.prune(clock.now_ms() - 5_000_000)
@@ -260,7 +265,7 @@ async def test_pruning_keeps_the_rules_of_what_is_left(logged, clock, db):
     assert replay("r-1", await log.stored("r-1"))["same"]
     await log.prune(clock.now_ms())
     assert await db.read("SELECT count(*) FROM decision_rules") == [(0,)]
-    router.finish(router.decide(query(request_id="r-9")), [], "ok")
+    finish(router, router.decide(query(request_id="r-9")), [], "ok")
     assert replay("r-9", await log.stored("r-9"))["same"]
 
 

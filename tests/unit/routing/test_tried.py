@@ -9,7 +9,7 @@ import threading
 import pytest
 from tests.unit.routing.world import ManualClock, attempt, catalog, model, query
 
-from tokenhub.core.decision import Decision, Limits
+from tokenhub.core.decision import Decision, Limits, encode_attempts
 from tokenhub.core.errors import FailureClass
 from tokenhub.routing import tried as module
 from tokenhub.routing.reward import QUALITY_SHARE, reward_of
@@ -45,6 +45,10 @@ def decided(number, mode="cheap", limits=None):
     return router.decide(query(request_id=f"r-{number}", mode=mode, limits=limits or Limits()))
 
 
+def put(log, decision, tries, outcome, at):
+    log.decision(decision, Rules(), tries, outcome, at, encode_attempts(tries))
+
+
 @pytest.fixture
 async def log(db):
     return RewardLog(db, lambda *_: None)
@@ -56,7 +60,7 @@ async def test_a_request_with_two_tries_is_two_rows_newest_first(log):
         attempt(decision, at_ms=NOW, kind=FailureClass.SERVER, latency_ms=3.25),
         attempt(decision, number=2, at_ms=NOW + 5, cost=10**7, ttft_ms=100.0),
     ]
-    log.decision(decision, Rules(), tries, "ok", NOW + 9)
+    put(log, decision, tries, "ok", NOW + 9)
     log.feedback("r-1", 2, 0.25, QUALITY_SHARE * (0.25 - 1.0))
     new, first = await log.rewards()
     asked = decision.query
@@ -73,8 +77,8 @@ async def test_a_request_with_two_tries_is_two_rows_newest_first(log):
 
 async def test_what_says_nothing_of_the_model_has_no_reward_and_is_not_learned(log):
     decision = decided(1)
-    log.decision(decision, Rules(), [attempt(decision, kind=FailureClass.CANCELLED)], "x", NOW)
-    log.decision(decided(2), Rules(), [], "refused", NOW)
+    put(log, decision, [attempt(decision, kind=FailureClass.CANCELLED)], "x", NOW)
+    put(log, decided(2), [], "refused", NOW)
     [row] = await log.rewards()
     assert row["reward"] is None
     assert await log.learned(NOW) == []
@@ -93,7 +97,7 @@ async def test_pages_are_in_the_order_of_begin_though_rows_are_in_that_of_end(lo
         ]
         begins += [(one.at_ms, f"r-{number}", one.number) for one in tries]
         end = begin + 9 + draw.choice((0, 1, 40))
-        log.decision(decision, Rules(), tries, "ok", end)
+        put(log, decision, tries, "ok", end)
     found = await log.rewards(1000)
     assert [(one["at"], one["request_id"], one["attempt"]) for one in found] == sorted(
         begins, reverse=True
@@ -133,7 +137,7 @@ async def test_rows_of_the_release_before_are_listed_learned_judged_and_pruned(
     assert [tuple(one.values()) for one in await log.rewards()] == newest_first
     decision = decided(4)
     done = attempt(decision, at_ms=NOW, cost=5)
-    log.decision(decision, Rules(), [done], "ok", NOW + 1)
+    put(log, decision, [done], "ok", NOW + 1)
     log.feedback("r-1", 1, 0.5, -0.2)
     listed = await log.rewards()
     assert [one["request_id"] for one in listed] == ["r-4", "r-3", "r-2", "r-1", "r-1"]
@@ -152,7 +156,7 @@ async def test_at_start_the_latest_are_learned_oldest_first(log, monkeypatch):
     monkeypatch.setattr("tokenhub.routing.rewards.REBUILD_PAGE", 2)
     for number in range(5):
         decision = decided(number)
-        log.decision(decision, Rules(), [attempt(decision, at_ms=NOW + number)], "ok", NOW + number)
+        put(log, decision, [attempt(decision, at_ms=NOW + number)], "ok", NOW + number)
     log.flush()
     await log._db.write(lambda _: None)
     assert [one.request_id for one in await log.learned(NOW)] == ["r-2", "r-3", "r-4"]
@@ -161,7 +165,7 @@ async def test_at_start_the_latest_are_learned_oldest_first(log, monkeypatch):
 async def test_rows_that_cannot_be_written_are_counted_as_dropped(log, db, caplog):
     await db.write(lambda tx: tx.execute("ALTER TABLE decision_log RENAME TO away"))
     for number in range(3):
-        log.decision(decided(number), Rules(), [], "ok", NOW)
+        put(log, decided(number), [], "ok", NOW)
     log.flush()
     await db.write(lambda _: None)
     assert log.dropped == 3
@@ -179,13 +183,13 @@ async def test_what_the_writer_has_not_taken_fills_the_queue_too(log, db, monkey
     busy = asyncio.create_task(db.write(hold_up))
     await asyncio.to_thread(at_work.wait, 10)
     for number in range(3):
-        log.decision(decided(number), Rules(), [], "ok", NOW)
+        put(log, decided(number), [], "ok", NOW)
         log.flush()
     assert log.dropped == 1
     go_on.set()
     await busy
     await db.write(lambda _: None)
-    log.decision(decided(4), Rules(), [], "ok", NOW)
+    put(log, decided(4), [], "ok", NOW)
     assert log.dropped == 1
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenhub.core.decision import Attempt
+from tokenhub.core.decision import Attempt, encode_attempts
 from tokenhub.telemetry.journal import Entry
 
 
@@ -40,7 +40,7 @@ def entry(at_ms, latency_ms=100.0, **change):
     } | change
     if not fields["attempts"] and fields["model_id"]:
         fields["attempts"] = [attempt(fields["model_id"], fields["provider_id"])]
-    return Entry(**fields)
+    return Entry(**fields, attempts_json=encode_attempts(fields["attempts"]))
 
 
 def failed(at_ms, kind="server", status=502, **change):

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from tokenhub.core.decision import Attempt
+from tokenhub.core.decision import Attempt, encode_attempts
 from tokenhub.core.errors import NotFound
 from tokenhub.telemetry import journal as module
 from tokenhub.telemetry.journal import Entry, Filter, Journal, status_range
@@ -29,7 +29,8 @@ def entry(number, **changes):
         "price_source": "manual", "price_version": "",
         "attempts": [Attempt(number=1, model_id="m", provider_id="p", at_ms=1, cost=2500)],
     }  # fmt: skip
-    return Entry(**(row | changes))
+    row |= changes
+    return Entry(**row, attempts_json=encode_attempts(row["attempts"]))
 
 
 async def test_rows_come_back_newest_first_with_cost_and_tokens(journal):
