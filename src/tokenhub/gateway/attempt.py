@@ -163,7 +163,7 @@ class Attempt:
     async def _whole(self, answer: Upstream, hold: Hold) -> Answer:
         lane, chat = self._lane, self._chat
         assert answer.body is not None
-        reply = lane.adapter.reply(chat, lane.target, answer.body, answer.headers)
+        reply = lane.adapter.reply(chat, lane.target, answer.body)
         if self.on_content is not None:
             self.on_content()
         hold.note(content_bytes=reply.content_bytes, usage=reply.usage)

@@ -166,9 +166,7 @@ class Adapter(Protocol):
         """Headers for the client's answer: what ``request`` had to leave out."""
         ...
 
-    def reply(
-        self, chat: ChatRequest, target: Target, body: bytes, headers: Mapping[bytes, bytes]
-    ) -> Reply:
+    def reply(self, chat: ChatRequest, target: Target, body: bytes) -> Reply:
         """Read a whole answer with status 200.
 
         Raises:

@@ -68,11 +68,9 @@ class AnthropicAdapter:
             return []
         return [(DROPPED_HEADER, ", ".join(lost[:_MAX_NAMED]).encode("ascii"))]
 
-    def reply(
-        self, chat: ChatRequest, target: Target, body: bytes, headers: Mapping[bytes, bytes]
-    ) -> Reply:
+    def reply(self, chat: ChatRequest, target: Target, body: bytes) -> Reply:
         """The answer as a ``chat.completion``."""
-        del chat, headers
+        del chat
         message = read_message(body)
         usage = message.usage.usage() if message.usage is not None else None
         finish = finish_reason(message.stop_reason)

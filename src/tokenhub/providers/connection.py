@@ -23,6 +23,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from tokenhub.core.errors import FailureClass, TransportError
 from tokenhub.core.members import Spliced
+from tokenhub.providers.frames import MAX_KNOWN, Frames, short_head
 from tokenhub.providers.stream import StreamAnswer
 from tokenhub.providers.upstream import MAX_STREAM_BODY, MAX_WHOLE_BODY, Answer
 
@@ -68,18 +69,25 @@ class Connection(asyncio.Protocol):
     """See the module's text. All methods are called on the loop's thread."""
 
     __slots__ = (
-        "_active", "_body", "_closed", "_deadline", "_done", "_extra", "_fault", "_head_done",
-        "_headers", "_idle", "_keep_alive", "_loop", "_outbox", "_owner", "_parser", "_parts",
-        "_reading", "_repeated", "_size", "_started", "_status", "_stream", "_streaming",
+        "_active", "_body", "_closed", "_deadline", "_done", "_extra", "_fault", "_frames", "_head",
+        "_head_done", "_headers", "_idle", "_keep_alive", "_loop", "_outbox", "_owner", "_parser",
+        "_parts", "_reading", "_repeated", "_size", "_started", "_status", "_stream", "_streaming",
         "_total", "_transport", "_waiter", "_wire", "idle_until", "on_body", "uses",
     )  # fmt: skip
 
     _transport: asyncio.Transport
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, owner: Owner, outbox: Outbox) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        owner: Owner,
+        outbox: Outbox,
+        frames: Frames | None = None,
+    ) -> None:
         self._loop = loop
         self._owner = owner
         self._outbox = outbox
+        self._frames = Frames() if frames is None else frames
         self._closed = False
         self._reading = True
         self._waiter: asyncio.Future[Answer] | None = None
@@ -88,6 +96,7 @@ class Connection(asyncio.Protocol):
         self._fault = ""  # once there is one, the connection does not serve again
         self._body: bytearray | None = None
         self._headers: dict[bytes, bytes] = {}
+        self._head: bytes | None = None  # that was known by its frame, instead of its headers
         self._parts: list[bytes] = []
         # The parser calls the list itself: a frame of Python for each chunk would add a quarter to
         # reading a stream. Set before the parser looks for its callbacks.
@@ -202,10 +211,27 @@ class Connection(asyncio.Protocol):
             # for a task that was cancelled a moment ago: it will not take them any more.
             self.close()
             return
+        fed, found = data, None
+        if not self._wire:
+            for frame in self._frames.known:
+                if (found := frame.match(data, 0, MAX_KNOWN)) is None:
+                    continue
+                end = found.end()
+                whole = found.lastindex and len(data) == end + int(found[1])
+                if whole and not self._streaming and len(data) <= _WELL_INSIDE:
+                    # Most answers: nothing is left to parse, and the parser need not know of it.
+                    assert waiter is not None
+                    self._waiter = None
+                    self._keep_alive = True
+                    waiter.set_result(Answer(200, data[:end], data[end:]))
+                    self._free()
+                    return
+                fed = short_head(found) + data[end:]
+                break
         assert self._parser is not None
         self._wire += len(data)
         try:
-            self._parser.feed_data(data)
+            self._parser.feed_data(fed)
         except (HttpParserError, HttpParserUpgrade) as error:
             if self._done:
                 self._extra = True
@@ -217,6 +243,10 @@ class Connection(asyncio.Protocol):
             if self._fault:
                 self._refuse()
             return
+        if found is not None:
+            self._head = data[: found.end()]
+        elif self._frames.curious and self._wire == len(data) and not self._fault:
+            self._frames.learn(data)
         if self._done and not self._streaming and self._body is None and self._wire <= _WELL_INSIDE:
             # Most answers: whole in one read, and too small for any limit.
             assert waiter is not None
@@ -224,7 +254,7 @@ class Connection(asyncio.Protocol):
             body = parts[0] if len(parts) == 1 else b"".join(parts)
             parts.clear()
             self._waiter = None
-            waiter.set_result(Answer(self._status, self._headers, body))
+            waiter.set_result(Answer(self._status, self._head or self._headers, body))
             self._free()
             return
         data = self._take_parts()
@@ -251,6 +281,7 @@ class Connection(asyncio.Protocol):
         if self._done:
             raise _Stop  # a second answer to one request
         self._headers = {}
+        self._head = None
         self._repeated = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -332,7 +363,8 @@ class Connection(asyncio.Protocol):
             return
         if (stream := self._stream) is None:
             assert self._waiter is not None
-            self._stream = stream = StreamAnswer(self._loop, self, self._status, self._headers)
+            head = self._head or self._headers
+            self._stream = stream = StreamAnswer(self._loop, self, self._status, head)
             waiter, self._waiter = self._waiter, None
             if not waiter.done():  # its task may have been cancelled a moment ago
                 waiter.set_result(stream)
@@ -358,7 +390,7 @@ class Connection(asyncio.Protocol):
         waiter, self._waiter = self._waiter, None
         assert waiter is not None
         if not waiter.done():
-            waiter.set_result(Answer(self._status, self._headers, body))
+            waiter.set_result(Answer(self._status, self._head or self._headers, body))
         self._free()
 
     def _free(self) -> None:

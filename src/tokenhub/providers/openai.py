@@ -95,11 +95,9 @@ class OpenAIAdapter:
         del chat, target
         return []
 
-    def reply(
-        self, chat: ChatRequest, target: Target, body: bytes, headers: Mapping[bytes, bytes]
-    ) -> Reply:
+    def reply(self, chat: ChatRequest, target: Target, body: bytes) -> Reply:
         """The answer as it came, its usage and finish reason read."""
-        del chat, target, headers
+        del chat, target
         try:
             answer = _answer.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -31,7 +31,7 @@ class StreamAnswer(Answer):
         loop: asyncio.AbstractEventLoop,
         connection: Connection,
         status: int,
-        headers: dict[bytes, bytes],
+        headers: dict[bytes, bytes] | bytes,
     ) -> None:
         super().__init__(status, headers, None)
         self._loop = loop

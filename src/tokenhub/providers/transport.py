@@ -20,6 +20,7 @@ from tokenhub.core.outbox import Outbox
 from tokenhub.providers.connection import Connection, StaleConnection
 from tokenhub.providers.dial import Dialer, Proxy
 from tokenhub.providers.egress import EgressPolicy, Origin
+from tokenhub.providers.frames import Frames
 from tokenhub.providers.upstream import Answer, Heading, Timeouts, Upstream, UpstreamRequest
 
 if TYPE_CHECKING:
@@ -170,6 +171,7 @@ class _Pool:
         self._limit = limit
         self._idle_seconds = idle_seconds
         self._closed = False
+        self._frames = Frames()
         self._asking = 0  # calls of open() under way
         self._queue: deque[asyncio.Future[Connection | None]] = deque()
         self.free: list[Connection] = []
@@ -226,6 +228,7 @@ class _Pool:
 
     def sweep(self, now: float) -> bool:
         """Enforce the limits of all connections; False when the pool is empty."""
+        self._frames.curious = True
         for connection in list(self.open_ones):
             connection.check(now)
         for connection in self.free:
@@ -295,7 +298,7 @@ class _Pool:
                 return
 
     def _connection(self) -> Connection:
-        return Connection(self._loop, self, self._outbox)
+        return Connection(self._loop, self, self._outbox, self._frames)
 
     async def _within(self, seconds: float, work: Coroutine[None, None, Connection]) -> Connection:
         """Cancel ``work`` when the time is over. Its own task, but only for new connections."""

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from tokenhub.providers.frames import read_headers
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -98,16 +100,25 @@ class Answer:
 
     Attributes:
         status: 200 to 599. Redirects are answers like any other.
-        headers: names in lower case; repeated ones joined by ", ".
         body: all of it, or None while it is still arriving.
     """
 
-    __slots__ = ("body", "headers", "status")
+    __slots__ = ("_headers", "body", "status")
 
-    def __init__(self, status: int, headers: dict[bytes, bytes], body: bytes | None) -> None:
+    def __init__(
+        self, status: int, headers: dict[bytes, bytes] | bytes, body: bytes | None
+    ) -> None:
         self.status = status
-        self.headers = headers
+        self._headers = headers
         self.body = body
+
+    @property
+    def headers(self) -> dict[bytes, bytes]:
+        """Names in lower case; repeated ones joined by ", "."""
+        if isinstance(self._headers, bytes):
+            # A head: nobody asks for the headers of most answers.
+            self._headers = read_headers(self._headers)
+        return self._headers
 
     def __repr__(self) -> str:
         size = "under way" if self.body is None else f"{len(self.body)} bytes"

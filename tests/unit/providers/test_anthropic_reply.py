@@ -39,13 +39,13 @@ def message(content, stop="end_turn", **more):
 
 
 def replied(value):
-    reply = ADAPTER.reply(CHAT, TARGET, json.dumps(value).encode(), {})
+    reply = ADAPTER.reply(CHAT, TARGET, json.dumps(value).encode())
     return reply, ChatCompletion.model_validate(json.loads(reply.body), strict=True)
 
 
 def failed(body):
     with pytest.raises(ProviderError) as caught:
-        ADAPTER.reply(CHAT, TARGET, body, {})
+        ADAPTER.reply(CHAT, TARGET, body)
     return caught.value
 
 
@@ -63,7 +63,7 @@ def test_tool_use_keeps_the_json_as_it_was_written():
     body = json.dumps(message([], "tool_use")).encode()
     block = b'[{"type":"tool_use","id":"toolu_1","name":"f","input":{"a": 1.0, "b":"\\u00e9"}}]'
     body = body.replace(b'"content": []', b'"content": ' + block)
-    reply = ADAPTER.reply(CHAT, TARGET, body, {})
+    reply = ADAPTER.reply(CHAT, TARGET, body)
     answer = ChatCompletion.model_validate(json.loads(reply.body), strict=True)
     (call,) = answer.choices[0].message.tool_calls
     assert (call.id, call.function.name) == ("toolu_1", "f")

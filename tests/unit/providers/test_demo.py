@@ -67,7 +67,7 @@ async def ask(up, request, *, kind="demo", timeouts=QUICK):
     if answer.status != 200:
         raise adapter.failure(answer.status, answer.headers, await answer.read())
     if not request.stream:
-        reply = adapter.reply(request, target, answer.body, answer.headers)
+        reply = adapter.reply(request, target, answer.body)
         return reply, reply.body
     relay = adapter.relay(request, target)
     out = []

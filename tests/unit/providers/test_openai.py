@@ -129,7 +129,7 @@ def test_a_stream_always_asks_for_usage(options, expected):
 
 def reply(body):
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return ADAPTERS["openai"].reply(parse_chat(json.dumps(BODY).encode()), target(), raw, {})
+    return ADAPTERS["openai"].reply(parse_chat(json.dumps(BODY).encode()), target(), raw)
 
 
 def answer(**more):
