@@ -191,25 +191,21 @@ class Connection(asyncio.Protocol):
     def _proceed(self) -> None:
         """Take as much out of the buffer as the state allows; start the request when whole."""
         try:
+            known = self._known
             if self.state == BODY:
                 self._read_body()
-            else:
-                self._read_head()
+            elif known is not None and (found := known.find(self._buffer)) is not None:
+                headers, length, size = found
+                self._scanned = 0
+                self._patience = _PATIENCE
+                self._take_body(self._opened(known.head, headers), length, size)
+            elif self._buffer:
+                self._read_new_head(self._buffer)
         except Exception as error:  # noqa: BLE001  # body_limit belongs to another layer
             self._refuse(error)
         if not self._reading and len(self._buffer) <= self._server.limits.read_ahead:
             self._reading = True
             self._transport.resume_reading()
-
-    def _read_head(self) -> None:
-        buffer, known = self._buffer, self._known
-        if known is not None and (found := known.find(buffer)) is not None:
-            digits, size = found
-            self._scanned = 0
-            self._patience = _PATIENCE
-            self._take_body(self._opened(known.head, digits), int(digits), size)
-        elif buffer:
-            self._read_new_head(buffer)
 
     def _read_new_head(self, buffer: bytes) -> None:
         limits = self._server.limits
@@ -237,7 +233,7 @@ class Connection(asyncio.Protocol):
         last, self._last = self._last, head if len(raw) <= MAX_KNOWN else None
         if last is not None and head.asks_as(last):
             head.kept = last.kept
-        request = self._opened(head, headers.get(b"content-length"))
+        request = self._opened(head, headers)
         length = framing(headers)
         check_what_is_asked(headers)
         if self._patience and length:
@@ -245,10 +241,7 @@ class Connection(asyncio.Protocol):
             self._known = remember(raw, head, self._server.limits.head)
         self._take_body(request, length, len(raw))
 
-    def _opened(self, head: Head, length: bytes | None) -> Request:
-        headers = head.headers
-        if headers.get(b"content-length") != length:
-            headers = {**headers, b"content-length": cast("bytes", length)}
+    def _opened(self, head: Head, headers: dict[bytes, bytes]) -> Request:
         self._close = head.closes
         self._request = request = Request(
             head, headers, self, self._peer, self._server.clock.new_id()
@@ -333,7 +326,7 @@ class Connection(asyncio.Protocol):
         elif not stream.ended:
             stream.abort()
             self._close = True
-        self._let_go()
+        self._stream = self._request = self._task = None  # as in _let_go
         if self._close or self._server.draining:
             self._shut(self._server.limits.write_stall_seconds)
             return
@@ -344,38 +337,46 @@ class Connection(asyncio.Protocol):
                 self._proceed()
 
     def _send(self, request: Request | None, response: Reply) -> None:
+        status, body = response.status, response.body
+        kind: bytes | None = response.content_type
+        size = b"\r\nContent-Length: %d\r\n" % len(body)
+        if status in _NO_BODY:
+            size, body, kind = b"\r\n", b"", None
+        elif request is not None and request.head.method == "HEAD":
+            body = b""
+        joined, apart = (body, b"") if len(body) < _JOIN else (b"", body)
         try:
-            head = self._head(request, response)
+            head = self._head(request, status, size, kind, response.headers, joined)
         except ValueError as error:
             # Only the body of the rendered error is used, so that this cannot fail again.
-            response = Response(500, self._server.render(request, error).body)
-            head = self._head(request, response)
-        body, outbox = response.body, self._server.outbox
-        if response.status in _NO_BODY or (request is not None and request.head.method == "HEAD"):
-            outbox.write(self._transport, head)
-        elif len(body) < _JOIN:
-            outbox.write(self._transport, head + body)
-        else:
-            outbox.write(self._transport, head)
+            self._send(request, Response(500, self._server.render(request, error).body))
+            return
+        outbox = self._server.outbox
+        outbox.write(self._transport, head)
+        if apart:
             outbox.flush()
-            self._transport.write(body)
+            self._transport.write(apart)
 
-    def _head(self, request: Request | None, response: Reply) -> bytes:
-        status, headers = response.status, tuple(response.headers)
-        if status in _NO_BODY:
-            return self._lines(request, status, b"\r\n", field_lines(None, headers))
-        size = b"\r\nContent-Length: %d\r\n" % len(response.body)
-        return self._lines(request, status, size, field_lines(response.content_type, headers))
-
-    def _lines(self, request: Request | None, status: int, size: bytes, fields: bytes) -> bytes:
+    def _head(
+        self,
+        request: Request | None,
+        status: int,
+        framing: bytes,
+        content_type: bytes | None,
+        headers: Headers,
+        body: bytes = b"",
+    ) -> bytes:
+        """The head of an answer, and the body that goes with it in one piece."""
         server = self._server
         line = STATUS_LINES.get(status) or status_line(status)
+        fields = field_lines(content_type, tuple(headers))
         request_id = server.clock.new_id() if request is None else request.id
         ending = b""
         if self._close or server.draining:
             self._close = True
             ending = b"\r\nConnection: close"
-        return b"".join((line, server.date_line, request_id.encode(), ending, size, fields))
+        own = (line, server.date_line, request_id.encode(), ending, framing, fields, body)
+        return b"".join(own)
 
     def open_stream(self, request: Request, status: int, headers: Headers) -> ClientStream:
         """Send the head of a streamed answer; RuntimeError when there is an answer already."""
@@ -383,8 +384,8 @@ class Connection(asyncio.Protocol):
             raise RuntimeError("this request is answered already")
         # HTTP/1.0 knows no chunks: there the end of the connection is the end of the body.
         chunked = request.head.minor == 1
-        size = b"\r\nTransfer-Encoding: chunked\r\n" if chunked else b"\r\n"
-        head = self._lines(request, status, size, field_lines(None, tuple(headers)))
+        framing = b"\r\nTransfer-Encoding: chunked\r\n" if chunked else b"\r\n"
+        head = self._head(request, status, framing, None, headers)
         mute = request.head.method == "HEAD"
         outbox = self._server.outbox
         stream = ClientStream(outbox, self._transport, chunked=chunked, mute=mute)

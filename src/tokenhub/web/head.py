@@ -118,17 +118,17 @@ class Known:
     The head's secrets are kept for it as long as the connection lasts.
     """
 
-    __slots__ = ("_after", "_before", "_size", "head", "length")
+    __slots__ = ("_after", "_before", "_length", "_size", "head")
 
     def __init__(self, raw: bytes, head: Head, start: int, length: bytes) -> None:
         self.head = head
-        self.length = length
+        self._length = length
         self._before = raw[:start]
         self._after = raw[start + len(length) :]
         self._size = start + _MOST_DIGITS + len(self._after)
 
-    def find(self, buffer: bytes) -> tuple[bytes, int] | None:
-        """The Content-Length and the size of an equal head, when ``buffer`` begins with one."""
+    def find(self, buffer: bytes) -> tuple[dict[bytes, bytes], int, int] | None:
+        """The headers, Content-Length and size of an equal head that ``buffer`` begins with."""
         if not buffer.startswith(self._before):
             return None
         start = len(self._before)
@@ -136,7 +136,10 @@ class Known:
         # Nothing but digits: no line ends and no other field begins in between.
         if end < 0 or not (length := buffer[start:end]).isdigit():
             return None
-        return length, end + len(self._after)
+        headers = self.head.headers
+        if length != self._length:
+            headers = {**headers, b"content-length": length}
+        return headers, int(length), end + len(self._after)
 
 
 def remember(raw: bytes, head: Head, limit: int) -> Known | None:
