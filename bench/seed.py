@@ -3,10 +3,11 @@
     bench/seed.py DATA_DIR [--log-rows N] [--models N]
 
 The schema and the cells of the time series are made by the store's own code; the rows go in with
-SQL that fits migrations 0003, 0005 and 0006, in transactions of 100,000 rows without fsync:
+SQL that fits migrations 0002 to 0009, in transactions of 100,000 rows without fsync or journal:
 
-* request_log: N rows over the last 80 days (they are kept for 90), and a third as many rows in
-  reward_log over the last 25 (kept for 30);
+* request_log: N rows over the last 80 days (they are kept for 90), as many in ledger_attempts
+  (kept for ever; in no account, so `budget verify` would complain), and a third as many in
+  decision_log over the last 25 days (kept for 30), all under the same evidence;
 * series_points of N models, four keys and one mode: a row per hour and per day of 365 days, and a
   row per minute of the last day, each with sketches of about 300 requests.
 """
@@ -32,16 +33,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LOG_DAYS = 80
-REWARD_DAYS = 25
+DECISION_DAYS = 25
 YEAR_DAYS = 365
 IN_ONE_TRANSACTION = 100_000
 CELLS = 64  # as many different ones; a row takes one of them
 IN_A_CELL = 300  # requests
 
+CACHE_KIB = 262_144  # of pages, so that indexes of ids stay in memory
+
 _ATTEMPT = (
-    '[{"number":1,"model_id":"bench-01","provider_id":"bench","error_class":"","status":200,'
-    '"message":"","started_ms":1700000000000,"latency_ms":812.334,"ttft_ms":null,'
-    '"cost_usd":0.000248}]'
+    '[{"number":1,"model_id":"bench-01","provider_id":"bench","at_ms":1700000000000,'
+    '"latency_ms":812.334,"cost":248000,"propensity":0.05}]'
+)
+_RECORD = (
+    '{"query":{"request_id":"r-0","model":"auto:thompson","input_tokens":184,"size":{"text":736},'
+    '"max_tokens":64,"key_id":"key_0","features":{"version":2,"bytes":736,"messages":2}},'
+    '"seed":248628535622687,"bucket":"small","choice":"bench-01","propensity":0.05}'
 )
 _NUMBERS = """
 WITH RECURSIVE numbers (n) AS (VALUES (:first) UNION ALL SELECT n + 1 FROM numbers WHERE n < :last)
@@ -60,15 +67,27 @@ SELECT n, printf('r-%012x-%x', n / 1000000 * 7919, n), '', '', :begin + n * :spa
     'manual', '', 1, :attempts
 FROM numbers
 """
-_REWARD = f"""
-INSERT INTO reward_log (
-    request_id, attempt, at, model_id, provider_id, mode, estimated_tokens, token_bucket,
-    latency_budget_ms, latency_ms, ttft_ms, cost, error_class, reward, propensity)
+_LEDGER = f"""
+INSERT INTO ledger_attempts
 {_NUMBERS}
-SELECT printf('r-%012x-%x', n / 1000000 * 7919, n), 1, :begin + n * :span / :rows,
-    printf('bench-%02d', n % 20), 'bench', 'thompson', 184, 'small', 0, 400.0 + n % 997, NULL,
-    248000, '', 0.5 + (n % 50) / 100.0, 0.05
+SELECT n, printf('key_%d', n % 4), 202501, 20250101, printf('r-%012x-%x', n / 1000000 * 7919, n), 1,
+    printf('bench-%02d', n % 20), 'bench', 'settled', 32910000, 248000, 0, 120, 64, 0, 0, 0, '',
+    'manual', '', '', 1, :begin + n * :span / :rows, :begin + n * :span / :rows + 400
 FROM numbers
+"""
+_DECISION = f"""
+INSERT INTO decision_log
+{_NUMBERS}
+SELECT printf('r-%012x-%x', n / 1000000 * 7919, n), :begin + n * :span / :rows, 'thompson',
+    'thompson', printf('bench-%02d', n % 20), printf('bench-%02d', n % 20), 'ok', 'seeded', :record,
+    replace(replace(:attempts, 'bench-01', printf('bench-%02d', n % 20)), '1700000000000',
+        :begin + n * :span / :rows), 'seeded', 20000, NULL
+FROM numbers
+"""
+_SHARED = """
+INSERT INTO ledger_epochs VALUES (1, 0, 0, 0);
+INSERT INTO decision_rules VALUES ('seeded', 0, '{}');
+INSERT INTO decision_evidence VALUES ('seeded', 0, '{}');
 """
 _POINT = f"""
 INSERT INTO series_points (label, resolution, at, {", ".join(COLUMNS)})
@@ -118,16 +137,18 @@ def _in_slices(connection: apsw.Connection, sql: str, rows: int, days: int, now_
     common = {"begin": now_ms - days * DAY, "span": days * DAY, "rows": rows}
     for first in range(1, rows + 1, IN_ONE_TRANSACTION):
         last = min(first + IN_ONE_TRANSACTION - 1, rows)
-        values = common | {"first": first, "last": last, "attempts": _ATTEMPT}
+        values = common | {"first": first, "last": last, "attempts": _ATTEMPT, "record": _RECORD}
         with connection:
             connection.execute(sql, values)
 
 
 def seed_logs(connection: apsw.Connection, rows: int, now_ms: int) -> None:
-    """The request log, and a third as many rewards."""
+    """The request log, the ledger, and a third as many decisions."""
     if rows:
+        connection.execute(_SHARED)
         _in_slices(connection, _LOG, rows, LOG_DAYS, now_ms)
-        _in_slices(connection, _REWARD, max(1, rows // 3), REWARD_DAYS, now_ms)
+        _in_slices(connection, _LEDGER, rows, LOG_DAYS, now_ms)
+        _in_slices(connection, _DECISION, max(1, rows // 3), DECISION_DAYS, now_ms)
 
 
 def seed_series(connection: apsw.Connection, models: int, now_ms: int) -> None:
@@ -163,7 +184,8 @@ def main() -> int:
     path = options.data_dir / "tokenhub.sqlite"
     asyncio.run(_make_schema(path))
     connection = apsw.Connection(str(path))
-    connection.execute("PRAGMA synchronous = OFF").fetchall()
+    for pragma in ("synchronous = OFF", "journal_mode = OFF", f"cache_size = -{CACHE_KIB}"):
+        connection.execute(f"PRAGMA {pragma}").fetchall()
     now_ms = time.time_ns() // 1_000_000
     seed_logs(connection, options.log_rows, now_ms)
     if options.models:

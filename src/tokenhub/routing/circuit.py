@@ -33,8 +33,8 @@ class Window:
         self._turn = turn
         self._ends = (turn + 1) * BUCKET_S
         self._bucket = self._buckets[turn % BUCKETS]
-        others = [one for one in self._buckets if one is not self._bucket]
-        self._past = [sum(column) for column in zip(*others, strict=True)]
+        # Nothing is in the running one yet.
+        self._past = [sum(column) for column in zip(*self._buckets, strict=True)]
 
     def answered(self, now: float, latency_ms: float, ttft_ms: float | None) -> None:
         """Count an answer."""

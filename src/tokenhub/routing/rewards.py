@@ -7,12 +7,12 @@ A request is one row. The rewards of its attempts are not stored: they follow fr
 from __future__ import annotations
 
 import logging
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from tokenhub.routing.explain import encode_evidence, encode_record
+from tokenhub.routing.evidence_log import OLDEST_BASE_MS, EvidenceLog, read_evidence
+from tokenhub.routing.explain import encode_record
 from tokenhub.routing.reward import latency_budget
 from tokenhub.routing.rules import encode
 from tokenhub.routing.tried import tried
@@ -20,7 +20,7 @@ from tokenhub.routing.tried import tried
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tokenhub.core.decision import Attempt, Decision, Evidence
+    from tokenhub.core.decision import Attempt, Decision
     from tokenhub.routing.rules import Rules
     from tokenhub.routing.tried import Tried
     from tokenhub.storage.database import Database, Transaction
@@ -47,16 +47,14 @@ _FEEDBACK = (
     WHERE request_id = :request_id AND attempt = :attempt
     """,
 )
-_EVIDENCE = (
-    "INSERT INTO decision_evidence (digest, at, body) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
-)
 _RULES = "INSERT INTO decision_rules (digest, at, body) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 _ONE = """
-SELECT d.record, d.attempts, d.outcome, d.at, r.body, e.body
-FROM decision_log d JOIN decision_rules r ON r.digest = d.rules
-JOIN decision_evidence e ON e.digest = d.evidence WHERE d.request_id = :request_id
+SELECT d.record, d.attempts, d.outcome, d.at, r.body, d.evidence
+FROM decision_log d JOIN decision_rules r ON r.digest = d.rules WHERE d.request_id = :request_id
 """
 PRUNE_SLICE = 2_000
+# A decision is at most a minute younger than its evidence, which may need an older one as its base.
+_EVIDENCE_KEPT_MS = 60_000 + OLDEST_BASE_MS
 _PRUNE = (
     """
     DELETE FROM reward_log WHERE (request_id, attempt) IN (
@@ -66,10 +64,11 @@ _PRUNE = (
     DELETE FROM decision_log WHERE request_id IN (
         SELECT request_id FROM decision_log WHERE at < :before ORDER BY at LIMIT :slice)
     """,
-    """
+    f"""
     DELETE FROM decision_evidence WHERE digest IN (
-        SELECT digest FROM decision_evidence WHERE at < :before - 60000 ORDER BY at LIMIT :slice)
-    """,  # a decision is at most a minute younger than its evidence
+        SELECT digest FROM decision_evidence
+        WHERE at < :before - {_EVIDENCE_KEPT_MS} ORDER BY at LIMIT :slice)
+    """,  # noqa: S608 - a constant
     """
     DELETE FROM decision_rules
     WHERE at < :before AND digest NOT IN (SELECT rules FROM decision_log)
@@ -110,6 +109,7 @@ class RewardLog:
         self._decisions: list[_Row] = []
         self._rules: dict[str, tuple[Rules, int]] = {}
         self._known: set[str] = set()
+        self._evidence = EvidenceLog()
         self._waiting = False
         self._unwritten = 0  # queued for the writer
         self.dropped = 0
@@ -155,7 +155,7 @@ class RewardLog:
                 decision.rules,
                 encode_record(decision).decode(),
                 attempts_json,
-                decision.evidence,
+                (decision.evidence, decision.bucket),
                 latency_budget(decision),
                 None,
             ),
@@ -184,7 +184,7 @@ class RewardLog:
         def save(tx: Transaction) -> None:
             for digest, (body, at) in rules.items():
                 tx.execute(_RULES, (digest, at, encode(body).decode()))
-            tx.executemany(_INSERT, _with_digests(tx, decisions))
+            tx.executemany(_INSERT, self._with_digests(tx, decisions))
             for statement in _FEEDBACK if feedback else ():
                 tx.executemany(statement, feedback)
 
@@ -196,6 +196,20 @@ class RewardLog:
                 log.error("%d rows of the decision log are lost.", count, exc_info=error)
 
         self._db.write_soon(save, done)
+
+    def _with_digests(self, tx: Transaction, rows: Sequence[_Row]) -> list[list[Any]]:
+        """Write the evidence of some decisions once each; their rows with digests in its place."""
+        digests: dict[int, str] = {}
+        complete = []
+        for row in rows:
+            evidence, bucket = row[_EVIDENCE_AT]
+            digest = digests.get(id(evidence))
+            if digest is None:
+                digest = digests[id(evidence)] = self._evidence.write(tx, evidence, bucket)
+            whole = [*row]  # the row stays as it is: this may be run again
+            whole[_EVIDENCE_AT] = digest
+            complete.append(whole)
+        return complete
 
     async def rewards(self, limit: int = 100, offset: int = 0) -> list[dict[str, Any]]:
         """Logged attempts, newest first, with those that have just ended."""
@@ -212,7 +226,13 @@ class RewardLog:
         """The decision of a request, None when it is not (or no longer) in the log."""
         await self._written()
         rows = await self._db.read(_ONE, {"request_id": request_id})
-        return StoredDecision(*rows[0]) if rows else None
+        if not rows:
+            return None
+        record, attempts, outcome, at, rules, digest = rows[0]
+        evidence = await read_evidence(self._db, digest)
+        if evidence is None:
+            return None
+        return StoredDecision(record, attempts, outcome, at, rules, evidence)
 
     async def _written(self) -> None:
         self.flush()
@@ -250,22 +270,3 @@ class RewardLog:
             return tx.changes()
 
         return await self._db.write(delete)
-
-
-def _with_digests(tx: Transaction, rows: Sequence[_Row]) -> list[list[Any]]:
-    """Write the evidence of some decisions once each; their rows with digests in its place."""
-    digests: dict[int, str] = {}
-    bodies = []
-    complete = []
-    for row in rows:
-        evidence: Evidence = row[_EVIDENCE_AT]
-        digest = digests.get(id(evidence))
-        if digest is None:
-            body = encode_evidence(evidence)
-            digest = digests[id(evidence)] = blake2b(body, digest_size=12).hexdigest()
-            bodies.append((digest, evidence.at_ms, body.decode()))
-        whole = [*row]  # the row stays as it is: this may be run again
-        whole[_EVIDENCE_AT] = digest
-        complete.append(whole)
-    tx.executemany(_EVIDENCE, bodies)
-    return complete
