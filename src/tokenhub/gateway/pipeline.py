@@ -24,7 +24,7 @@ from tokenhub.gateway.features import features_of
 from tokenhub.gateway.hedge import race
 from tokenhub.gateway.intent import chat_intent
 from tokenhub.gateway.native import native_intent
-from tokenhub.routing.retry import Try, Wait
+from tokenhub.routing.retry import Try
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
@@ -169,10 +169,8 @@ class Pipeline:
                     return await self._make(attempt)
                 except ProviderError:
                     continue  # the plan has been told
-            elif isinstance(step, Wait):
-                await asyncio.sleep(step.seconds)
             else:
-                raise step.error
+                await asyncio.sleep(step.seconds)
 
     def _make(self, attempt: Attempt) -> Coroutine[Any, Any, Answer | None]:
         if self._hedging is None:

@@ -1,9 +1,8 @@
 """Failover: what to do after each failed attempt of a request, and what retries may cost.
 
     while True:
-        match plan.next():
+        match plan.next():      # raises what the client gets when nothing is left to try
             case Wait(seconds): sleep, ask again
-            case Stop(error):   raise it
             case Try() as step: open it; plan.succeeded(step) / plan.failed(step, error)
 
 At most three attempts. Another provider comes first and is free. The provider that has just failed
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tokenhub.core.decision import Attempt, Candidate
-from tokenhub.core.errors import FailureClass, HubError, ProviderError
+from tokenhub.core.errors import FailureClass, ProviderError
 from tokenhub.routing.refusal import exhausted
 
 if TYPE_CHECKING:
@@ -100,12 +99,6 @@ class Wait(msgspec.Struct, frozen=True):
     seconds: float
 
 
-class Stop(msgspec.Struct, frozen=True):
-    """There is nothing more to try; the client gets this."""
-
-    error: HubError
-
-
 class Try(msgspec.Struct, eq=False):
     """One attempt to make now.
 
@@ -129,7 +122,7 @@ class Try(msgspec.Struct, eq=False):
     open: bool = True
 
 
-Step = Try | Wait | Stop
+Step = Try | Wait
 _CANCELLED = ProviderError(FailureClass.CANCELLED, "Given up before it ended.")
 Record = Callable[["Decision", Attempt, float | None], object]
 
@@ -217,7 +210,12 @@ class Failover:
         budget.request()
 
     def next(self) -> Step:
-        """What to do now. A ``Try`` has begun and must be reported back."""
+        """What to do now. A ``Try`` has begun and must be reported back.
+
+        Raises:
+            HubError: there is nothing more to try; the client gets this. Raised and not returned,
+                for an error that whoever raises it also holds keeps all its frames in a circle.
+        """
         now = self._clock.monotonic()
         left = self._deadline - now
         if not self._started and left > 0:
@@ -230,7 +228,7 @@ class Failover:
         history = self._so_far()
         again, history.again = history.again, None
         if left <= 0:
-            return Stop(exhausted(self._decision, self.attempts, history.waits, late=True))
+            raise exhausted(self._decision, self.attempts, history.waits, late=True)
         if again is not None and self._health.begin(again.provider_id):
             return self._try(again, left, now)
         if history.last not in FINAL and self._started < MAX_ATTEMPTS:
@@ -239,7 +237,7 @@ class Failover:
                     return self._try(candidate, left, now)
             if (wait := self._retry(history, left)) is not None:
                 return wait
-        return Stop(exhausted(self._decision, self.attempts, history.waits))
+        raise exhausted(self._decision, self.attempts, history.waits)
 
     def hedge(self) -> Try | None:
         """A further attempt beside those under way, at a provider that has none; or None.

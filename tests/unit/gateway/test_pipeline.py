@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 from tests.unit.gateway.stage import DONE, FOREVER, Stream, broken, grant, stage, until, whole, word
@@ -40,6 +41,32 @@ async def test_an_error_says_how_many_attempts_were_made(tmp_path):
         with pytest.raises(InvalidRequest) as refused:
             await it.pipeline.chat(it.client(messages=[]), grant())
         assert dict(refused.value.headers)[b"x-tokenhub-attempts"] == b"0"
+
+
+@pytest.mark.parametrize(
+    "script",
+    [[Answer(400, {}, b"{}")], [Answer(500, {}, b"{}")], [b"[]"], [whole("hi")]],
+    ids=["refused", "failed", "garbage", "answered"],
+)
+@pytest.mark.parametrize("model", ["a", "auto"])
+async def test_nothing_is_left_for_the_collector(tmp_path, script, model):
+    """Thousands of requests may fail before it comes by, each holding all it ever had."""
+    async with stage(tmp_path, {"a": script, "b": script}) as on:
+
+        async def ask():
+            try:
+                await on.pipeline.chat(on.client(model), grant())
+            except HubError as error:
+                assert error.status in {400, 502}
+
+        await asyncio.create_task(ask())
+        gc.collect()
+        gc.disable()
+        try:
+            await asyncio.create_task(ask())
+            assert gc.collect() == 0
+        finally:
+            gc.enable()
 
 
 async def test_the_alias_a_name_came_from_is_told_in_ascii(tmp_path):

@@ -18,7 +18,7 @@ from tests.unit.routing.world import ManualClock, catalog, model, per_million
 
 from tokenhub.core.decision import MODES, Limits, RouteQuery
 from tokenhub.core.errors import FailureClass, HubError, ProviderError
-from tokenhub.routing.retry import MAX_ATTEMPTS, Stop, Wait
+from tokenhub.routing.retry import MAX_ATTEMPTS, Wait
 from tokenhub.routing.router import Router
 
 GAP_S = 2.0  # mean time between requests
@@ -155,16 +155,18 @@ class Simulation:
         self.go_on(Run(plan, asked, deadline))
 
     def go_on(self, run):
-        step = run.plan.next()
+        try:
+            step = run.plan.next()
+        except HubError as error:
+            self.outcomes[error.status] += 1
+            self.note(run.asked.request_id, "failed", error.status, error.code)
+            return
         match step:
             case Wait(seconds):
                 self.expect(self.clock.monotonic() + seconds < run.deadline, "waits too long")
                 self.count_retry(self.clock.monotonic())
                 run.granted = True
                 self.later(seconds, self.go_on, run)
-            case Stop(error):
-                self.outcomes[error.status] += 1
-                self.note(run.asked.request_id, "failed", error.status, error.code)
             case _:
                 self.call(run, step)
 
