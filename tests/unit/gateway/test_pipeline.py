@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 
 import pytest
@@ -54,10 +55,8 @@ async def test_nothing_is_left_for_the_collector(tmp_path, script, model):
     async with stage(tmp_path, {"a": script, "b": script}) as on:
 
         async def ask():
-            try:
+            with contextlib.suppress(HubError):
                 await on.pipeline.chat(on.client(model), grant())
-            except HubError as error:
-                assert error.status in {400, 502}
 
         await asyncio.create_task(ask())
         gc.collect()
@@ -65,6 +64,7 @@ async def test_nothing_is_left_for_the_collector(tmp_path, script, model):
         try:
             await asyncio.create_task(ask())
             assert gc.collect() == 0
+            assert on.calls[-1].status in {200, 400, 502}
         finally:
             gc.enable()
 
