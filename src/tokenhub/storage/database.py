@@ -88,13 +88,14 @@ class Database(Protocol):
         """The same, blocking the caller: for start-up and shut-down only."""
         ...
 
-    async def write(self, fn: Callable[[Transaction], T]) -> T:
+    async def write(self, fn: Callable[[Transaction], T], *, patient: bool = False) -> T:
         """Run ``fn`` in a transaction and return its result once that is durable.
 
         Whatever ``fn`` raises rolls back what ``fn`` did, nothing else, and is raised here. ``fn``
         runs on the writer's thread, without the event loop, and may run twice (when a commit it
         shared with others failed): its effects must be its statements and its result, no more.
-        A caller that is cancelled while it waits does not cancel the write.
+        A caller that is cancelled while it waits does not cancel the write. ``patient`` as in
+        ``write_soon``.
 
         Raises:
             StorageFailed: the write is not durable: disk full, I/O error, closed.
@@ -105,8 +106,14 @@ class Database(Protocol):
         self,
         fn: Callable[[Transaction], object],
         done: Callable[[BaseException | None], None] | None = None,
+        *,
+        patient: bool = False,
     ) -> None:
         """The same without waiting: queued at once, in order with all other writes.
+
+        A ``patient`` write may be overtaken by those that are not, though not by other patient
+        ones. It is for many rows that nobody waits for; some 100 at a time, since it is not
+        interrupted.
 
         ``done`` is called on the loop with None once ``fn`` is durable, or with its error; without
         ``done`` an error is logged.

@@ -22,7 +22,8 @@ import apsw
 from tokenhub.storage import migrate
 from tokenhub.storage.database import StorageFailed, StorageRefused
 from tokenhub.storage.files import require_private
-from tokenhub.storage.sqlite_threads import Query, Reader, Write, Writer, translated
+from tokenhub.storage.sqlite_queue import Write
+from tokenhub.storage.sqlite_threads import Query, Reader, Writer, translated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -98,7 +99,7 @@ class SqliteDatabase:
         except apsw.Error as error:
             raise translated(error) from error
 
-    async def write(self, fn: Callable[[Transaction], T]) -> T:
+    async def write(self, fn: Callable[[Transaction], T], *, patient: bool = False) -> T:
         """Run ``fn`` in a transaction; its result once that is durable."""
         self._require_open()
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
@@ -111,15 +112,17 @@ class SqliteDatabase:
             else:
                 future.set_exception(error)
 
-        self._writer.queue.put(Write(fn, done))
+        self._writer.queue.put(Write(fn, done, patient=patient))
         return await future
 
     def write_soon(
         self,
         fn: Callable[[Transaction], object],
         done: Callable[[BaseException | None], None] | None = None,
+        *,
+        patient: bool = False,
     ) -> None:
-        """Queue ``fn``; durable in order with all other writes, ``done`` called on the loop."""
+        """Queue ``fn``; durable in order with its like, ``done`` called on the loop."""
         self._require_open()
 
         def settle(error: BaseException | None, _: Any) -> None:
@@ -128,7 +131,7 @@ class SqliteDatabase:
             elif error is not None:
                 _log.error("A write in the background failed.", exc_info=error)
 
-        self._writer.queue.put(Write(fn, settle))
+        self._writer.queue.put(Write(fn, settle, patient=patient))
 
     async def close(self) -> None:
         """Commit all that is queued, then close."""

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import apsw
 
 from tokenhub.storage.database import ConstraintViolated, StorageFailed
+from tokenhub.storage.sqlite_queue import WriteQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from tokenhub.storage.database import Params, Rows, Transaction
-
-MAX_GROUP = 512  # bounds how long the first closure of a group waits for the last one
+    from tokenhub.storage.database import Params, Rows
+    from tokenhub.storage.sqlite_queue import Write
 
 _log = logging.getLogger(__name__)
 
@@ -39,20 +39,6 @@ _FAILURES = {
     apsw.NotADBError: "The database file is damaged.",
     apsw.NoMemError: "There is no memory left for the database.",
 }
-
-
-class Write:
-    """A queued closure, and whom to tell ``(error, value)`` on the loop."""
-
-    __slots__ = ("done", "fn")
-
-    def __init__(
-        self,
-        fn: Callable[[Transaction], Any],
-        done: Callable[[BaseException | None, Any], None],
-    ) -> None:
-        self.fn = fn
-        self.done = done
 
 
 class Query:
@@ -138,40 +124,40 @@ class Writer(threading.Thread):
 
     def __init__(self, connection: apsw.Connection, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(name="sqlite-writer", daemon=True)
-        self.queue: queue.SimpleQueue[Write | None] = queue.SimpleQueue()
+        self.queue = WriteQueue()
         self._connection = connection
         self._loop = loop
         self.start()
 
     def run(self) -> None:
         """The thread."""
-        open_ = True
-        while open_:
-            group, open_ = _gather(self.queue)
-            if group:
-                self._commit(group)
+        while self.queue.wait():
+            self._commit(self.queue.group())
         self._connection.close()
 
-    def _commit(self, group: list[Write]) -> None:
+    def _commit(self, writes: Iterable[Write]) -> None:
         """Commit a group; where that fails as a whole, each of its writes by itself.
 
         So an error reaches exactly the callers whose own write cannot be made durable.
         """
+        begun: list[Write] = []
         try:
-            outcomes = self._run_group(group)
+            outcomes = self._run_group(writes, begun)
         except _GroupLost as lost:
-            if len(group) > 1:
-                for write in group:
-                    self._commit([write])
+            if len(begun) > 1:
+                for write in begun:
+                    self._commit((write,))
                 return
-            outcomes = [_Outcome(group[0], lost.__cause__)]
+            outcomes = [_Outcome(begun[0], lost.__cause__)]
         _on_loop(self._loop, _deliver, outcomes)
 
-    def _run_group(self, group: list[Write]) -> list[_Outcome]:
+    def _run_group(self, writes: Iterable[Write], begun: list[Write]) -> list[_Outcome]:
         connection = self._connection
+        outcomes: list[_Outcome] = []
         try:
-            connection.execute("BEGIN IMMEDIATE")
-            outcomes = [self._run_one(write) for write in group]
+            for write in writes:
+                begun.append(write)
+                outcomes.append(self._run_one(write) if outcomes else self._run_first(write))
             connection.execute("COMMIT")
         except _GroupLost:
             raise
@@ -183,10 +169,27 @@ class Writer(threading.Thread):
                     connection.execute("ROLLBACK")
         return outcomes
 
+    def _run_first(self, write: Write) -> _Outcome:
+        # It needs no savepoint, since nothing is lost but its own when all is rolled back.
+        connection = self._connection
+        connection.execute("BEGIN IMMEDIATE")
+        outcome = self._run(write)
+        if outcome.error is not None:
+            connection.execute("ROLLBACK")
+            connection.execute("BEGIN IMMEDIATE")
+        return outcome
+
     def _run_one(self, write: Write) -> _Outcome:
         connection = self._connection
         connection.execute("SAVEPOINT one")
-        tx = _Transaction(connection)
+        outcome = self._run(write)
+        if outcome.error is not None:
+            connection.execute("ROLLBACK TO one")
+        connection.execute("RELEASE one")
+        return outcome
+
+    def _run(self, write: Write) -> _Outcome:
+        tx = _Transaction(self._connection)
         error: Exception | None = None
         value = None
         try:
@@ -194,13 +197,9 @@ class Writer(threading.Thread):
         except Exception as raised:  # noqa: BLE001  # the supervisor of every closure
             error = raised
         tx.end()
-        if not connection.in_transaction:
+        if not self._connection.in_transaction:
             raise _GroupLost from error or RuntimeError("the closure ended the transaction")
-        if error is not None:
-            connection.execute("ROLLBACK TO one")
-            tx.callbacks = []
-        connection.execute("RELEASE one")
-        return _Outcome(write, error, value, tx.callbacks)
+        return _Outcome(write, error, value, tx.callbacks if error is None else ())
 
 
 class Reader(threading.Thread):
@@ -223,21 +222,6 @@ class Reader(threading.Thread):
             else:
                 _on_loop(self._loop, _answer, (query.future, rows))
         self._connection.close()
-
-
-def _gather(source: queue.SimpleQueue[Write | None]) -> tuple[list[Write], bool]:
-    """Everything queued (waiting for the first), and whether more may come."""
-    group: list[Write] = []
-    item = source.get()
-    while item is not None:
-        group.append(item)
-        if len(group) >= MAX_GROUP:
-            return group, True
-        try:
-            item = source.get_nowait()
-        except queue.Empty:
-            return group, True
-    return group, False
 
 
 def _deliver(outcomes: list[_Outcome]) -> None:

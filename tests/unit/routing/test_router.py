@@ -155,7 +155,7 @@ async def test_the_log_rebuilds_what_was_learned(logged, db, clock):
             router.feedback(f"r-{number}", 0.25)
         clock.advance(30)
     log.flush()
-    await db.write(lambda _: None)
+    await db.write(lambda _: None, patient=True)
     again = Router(clock, seed=3, log=RewardLog(db, asyncio.get_running_loop().call_later))
     assert await again.rebuild() == 20
     now = clock.now_ms()

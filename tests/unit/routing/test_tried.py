@@ -158,7 +158,7 @@ async def test_at_start_the_latest_are_learned_oldest_first(log, monkeypatch):
         decision = decided(number)
         put(log, decision, [attempt(decision, at_ms=NOW + number)], "ok", NOW + number)
     log.flush()
-    await log._db.write(lambda _: None)
+    await log._db.write(lambda _: None, patient=True)
     assert [one.request_id for one in await log.learned(NOW)] == ["r-2", "r-3", "r-4"]
 
 
@@ -167,7 +167,7 @@ async def test_rows_that_cannot_be_written_are_counted_as_dropped(log, db, caplo
     for number in range(3):
         put(log, decided(number), [], "ok", NOW)
     log.flush()
-    await db.write(lambda _: None)
+    await db.write(lambda _: None, patient=True)
     assert log.dropped == 3
     assert "3 rows of the decision log are lost" in caplog.text
 
@@ -188,7 +188,7 @@ async def test_what_the_writer_has_not_taken_fills_the_queue_too(log, db, monkey
     assert log.dropped == 1
     go_on.set()
     await busy
-    await db.write(lambda _: None)
+    await db.write(lambda _: None, patient=True)
     put(log, decided(4), [], "ok", NOW)
     assert log.dropped == 1
 
@@ -202,3 +202,15 @@ async def test_the_plan_of_a_page_sorts_no_table(db):
     assert "decision_log_at" in text
     assert "SCAN" not in text
     assert "TEMP B-TREE FOR ORDER BY" not in text
+
+
+async def test_many_decisions_are_written_in_pieces_and_judged_after(log, db, monkeypatch):
+    monkeypatch.setattr("tokenhub.routing.rewards.PIECE", 2)
+    for number in range(5):
+        decision = decided(number)
+        put(log, decision, [attempt(decision, at_ms=NOW + number)], "ok", NOW + number)
+    log.feedback("r-4", 1, 0.5, 0.0)
+    assert len(await log.rewards()) == 5
+    judged = "SELECT request_id FROM decision_log WHERE feedback = 0.5"
+    assert await db.read(judged) == [("r-4",)]
+    assert await db.read("SELECT count(*) FROM decision_rules") == [(1,)]

@@ -138,3 +138,20 @@ async def test_pruning_in_slices_keeps_what_is_younger(journal, monkeypatch):
 def test_nonsense_is_no_status(text):
     with pytest.raises(ValueError):
         status_range(text)
+
+
+async def test_many_rows_are_written_in_pieces_and_in_order(journal, monkeypatch):
+    monkeypatch.setattr(module, "PIECE", 4)
+    pieces = []
+    write_soon = journal._db.write_soon
+    monkeypatch.setattr(
+        journal._db,
+        "write_soon",
+        lambda *each, **how: (pieces.append(how), write_soon(*each, **how)),
+    )
+    for number in range(10):
+        journal.append(entry(number))
+    rows = await journal.list(Filter(), 100)
+    assert [row["request_id"] for row in rows] == [f"r-{number}" for number in range(9, -1, -1)]
+    assert pieces == [{"patient": True}] * 3
+    assert (journal.pending, journal.written) == (0, 10)
