@@ -126,6 +126,12 @@ class ChatRequest:
             return self._turns
         return read_turns(self.members["messages"])
 
+    def let_go(self) -> None:
+        """Keep no text of it: nobody will be asked (again), and its answer may take long."""
+        self.body = b""
+        self.members = {}
+        self._turns = None
+
     def spliced(self, changes: dict[str, msgspec.Raw]) -> bytes | Spliced:
         """The body with members replaced or added; all other values byte-exact."""
         return splice(self.members, changes) if changes else self.body

@@ -175,6 +175,7 @@ class Attempt:
 
     async def _stream(self, answer: Upstream, hold: Hold) -> None:
         call, lane, step = self._call, self._lane, self._step
+        answer.let_go()
         wire = lane.adapter.relay(self._chat, lane.target)
         began = self._clock.monotonic()
         waited = began - step.started
@@ -203,7 +204,10 @@ class Attempt:
         self._plan.first_token(self._step)
         self._call.streamed = True
         self._call.ttft_ms = self._step.ttft_ms
-        return self._call.request.open_stream(200, (*EVENT_STREAM, *self._headers()))
+        headers = (*EVENT_STREAM, *self._headers())
+        if self._lanes.trace is None:  # a trace says how the model was asked, at the end
+            self._call.let_go()
+        return self._call.request.open_stream(200, headers)
 
     def _headers(self) -> Headers:
         candidate, decision = self._step.candidate, self._call.decision

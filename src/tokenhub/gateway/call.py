@@ -155,6 +155,12 @@ class Call:
         costs = [attempt.cost for attempt in attempts if not attempt.kind or attempt.cost]
         return None if None in costs else sum(cost for cost in costs if cost is not None)
 
+    def let_go(self) -> None:
+        """Keep no text of the request: its answer has begun, so nobody else will be asked."""
+        self.request.body = b""
+        assert self.chat is not None
+        self.chat.let_go()
+
     def answered(self, candidate: Candidate, usage: Usage, finish_reason: str | None) -> None:
         """A provider has answered, at least in part."""
         self.model_id = candidate.model_id

@@ -31,7 +31,10 @@ class Relay:
         waited: how many of them are over.
     """
 
-    _timer: asyncio.TimerHandle
+    __slots__ = (
+        "_answer", "_first_token", "_grace", "_open_stream", "_silent", "_tail", "_timer",
+        "_waited", "_wire", "stream",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -48,9 +51,9 @@ class Relay:
         self._waited = waited
         self._silent = False
         self._tail = b""
+        self._timer: asyncio.TimerHandle | None = None
         self._grace: asyncio.TimerHandle | None = None
         self.stream: ClientStream | None = None
-        self.first_at: float | None = None  # loop time of the first content
 
     async def run(self) -> None:
         """Relay until the provider is done; the tail is kept for ``finish``.
@@ -58,15 +61,16 @@ class Relay:
         Raises:
             ProviderError: it failed before any content; nothing was sent to the client.
         """
-        left = self._first_token - self._waited
-        self._timer = asyncio.get_running_loop().call_later(left, self._too_silent)
+        if not self._answer.ended:
+            left = self._first_token - self._waited
+            self._timer = asyncio.get_running_loop().call_later(left, self._too_silent)
         try:
             await self._answer.relay(self._feed)
             self._tail = self._wire.finish()
         except TransportError as error:
             self._tail = self._broken(error)
         finally:
-            self._timer.cancel()
+            self._expect_no_more()
             if self._grace is not None:
                 self._grace.cancel()
         if self.stream is None:
@@ -91,17 +95,21 @@ class Relay:
             self.stream.write(out)  # type: ignore[union-attr]  # _start has set it
         if self._wire.failure is not None:
             self._answer.abort()
-        elif self._wire.complete and self._grace is None:
+        elif self._wire.complete and self._grace is None and not self._answer.ended:
             # The answer is whole; a provider that then forgets to end it must not delay its end.
             later = asyncio.get_running_loop().call_later
             self._grace = later(GRACE_S, self._answer.abort)
 
     def _start(self) -> None:
-        self._timer.cancel()
-        self.first_at = asyncio.get_running_loop().time()
+        self._expect_no_more()
         stream = self.stream = self._open_stream()
         stream.on_pause = self._answer.pause
         stream.on_resume = self._answer.resume
+
+    def _expect_no_more(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None  # it is larger than this
 
     def _too_silent(self) -> None:
         if self.stream is None:

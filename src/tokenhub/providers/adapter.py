@@ -92,6 +92,11 @@ class StreamRelay(ABC):
         malformed: events dropped because they were no JSON objects.
     """
 
+    __slots__ = (
+        "_show_usage", "complete", "content_bytes", "early", "failure", "finish_reason",
+        "malformed", "started", "usage",
+    )  # fmt: skip
+
     def __init__(self, *, show_usage: bool) -> None:
         self.started = False
         self.failure: ProviderError | None = None

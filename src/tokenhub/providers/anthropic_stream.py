@@ -66,6 +66,10 @@ class AnthropicRelay(StreamRelay):
         model: the name to use until the stream says its own.
     """
 
+    __slots__ = (
+        "_calls", "_created", "_model", "_opened", "_reader", "_tail", "_usage", "_writer",
+    )  # fmt: skip
+
     def __init__(self, *, show_usage: bool, created: int, model: str) -> None:
         super().__init__(show_usage=show_usage)
         self._created = created

@@ -43,6 +43,7 @@ _SLACK = 2 * MAX_HEAD
 _WELL_INSIDE = 64 * 1024  # bytes on the wire, of any limit on them
 # Bodies below this are sent in one write with the head; copying a larger one costs more.
 _JOIN_BELOW = 64 * 1024
+_NO_HEADERS: dict[bytes, bytes] = {}
 
 
 class StaleConnection(TransportError):
@@ -71,7 +72,8 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_active", "_body", "_closed", "_deadline", "_done", "_extra", "_fault", "_frames", "_head",
         "_head_done", "_headers", "_idle", "_keep_alive", "_loop", "_outbox", "_owner", "_parser",
-        "_parts", "_reading", "_repeated", "_size", "_started", "_status", "_stream", "_streaming",
+        "_parts", "_reading", "_repeated", "_size", "_sized", "_started", "_status", "_stream",
+        "_streaming",
         "_total", "_transport", "_waiter", "_wire", "idle_until", "on_body", "uses",
     )  # fmt: skip
 
@@ -95,8 +97,9 @@ class Connection(asyncio.Protocol):
         self._done = self._extra = False
         self._fault = ""  # once there is one, the connection does not serve again
         self._body: bytearray | None = None
-        self._headers: dict[bytes, bytes] = {}
+        self._headers = _NO_HEADERS
         self._head: bytes | None = None  # that was known by its frame, instead of its headers
+        self._sized = False  # the answer says where it ends
         self._parts: list[bytes] = []
         # The parser calls the list itself: a frame of Python for each chunk would add a quarter to
         # reading a stream. Set before the parser looks for its callbacks.
@@ -205,8 +208,8 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse one read, then hand on what it brought: headers, body, end or error."""
-        waiter = self._waiter
-        if waiter.done() if waiter is not None else self._stream is None:
+        waiter, stream = self._waiter, self._stream
+        if waiter.done() if waiter is not None else stream is None:
             # Nobody waits. Bytes without a question: not to be trusted with another one. Bytes
             # for a task that was cancelled a moment ago: it will not take them any more.
             self.close()
@@ -237,6 +240,15 @@ class Connection(asyncio.Protocol):
                 self._extra = True
             else:
                 self._fault = self._fault or f"the answer is not HTTP/1.1: {error}"
+        parts = self._parts
+        if stream is not None and len(parts) == 1 and not self._done and not self._fault:
+            # Most reads of a stream: one piece of its body, inside all limits.
+            size = self._size + len(parts[0])
+            if self._wire <= _MAX_OVERHEAD * size + _SLACK and size <= MAX_STREAM_BODY:
+                self._size = size
+                self._active = True
+                stream.push(parts.pop())
+                return
         if not self._head_done:
             if not self._fault and self._wire > MAX_HEAD:
                 self._fault = f"the answer's headers are larger than {MAX_HEAD} bytes"
@@ -250,7 +262,6 @@ class Connection(asyncio.Protocol):
         if self._done and not self._streaming and self._body is None and self._wire <= _WELL_INSIDE:
             # Most answers: whole in one read, and too small for any limit.
             assert waiter is not None
-            parts = self._parts
             body = parts[0] if len(parts) == 1 else b"".join(parts)
             parts.clear()
             self._waiter = None
@@ -312,6 +323,7 @@ class Connection(asyncio.Protocol):
         if coding and coding.lower() != b"identity":
             self._stop("the answer is compressed, which was not asked for")
         framing = headers.get(b"transfer-encoding")
+        self._sized = framing is not None or b"content-length" in headers
         if framing is not None and framing.lower() != b"chunked":
             self._stop("the answer has an unknown transfer encoding")
         # The read may hold body bytes too, so it alone does not say how large the head was.
@@ -365,9 +377,11 @@ class Connection(asyncio.Protocol):
             assert self._waiter is not None
             head = self._head or self._headers
             self._stream = stream = StreamAnswer(self._loop, self, self._status, head)
+            self._headers, self._head = _NO_HEADERS, None  # they are the caller's now
             waiter, self._waiter = self._waiter, None
             if not waiter.done():  # its task may have been cancelled a moment ago
                 waiter.set_result(stream)
+        stream.ended = self._done and not self._fault
         if data:
             stream.push(data)
             if self._stream is not stream:  # the sink failed or aborted
@@ -414,9 +428,7 @@ class Connection(asyncio.Protocol):
         if self._waiter is None and self._stream is None:
             self.close()
             return
-        headers = self._headers
-        sized = b"content-length" in headers or b"transfer-encoding" in headers
-        if self._head_done and not sized and exc is None:
+        if self._head_done and not self._sized and exc is None:
             self._done = True
             self._hand_on(b"")
         elif self._wire:

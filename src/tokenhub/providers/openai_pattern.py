@@ -53,31 +53,31 @@ class Pattern:
         choice: the index of the choice that speaks.
     """
 
-    __slots__ = (
-        "_foot", "_head", "_joint", "_least", "_middle", "_needle", "_words_at", "_words_of",
-        "choice",
-    )  # fmt: skip
+    __slots__ = ("_between", "_foot", "_head", "_least", "_middle", "_quoted", "choice")
 
     def __init__(self, head: bytes, middle: bytes, foot: bytes, choice: int) -> None:
         self._head = head
         self._middle = middle
         self._foot = foot
-        self._joint = foot + head
         self._least = len(head) + len(middle) + len(foot)
-        self._words_at = slice(len(head), -len(foot))
-        self._needle = head[-_NEEDLE:]
-        self._words_of = itemgetter(slice(None, len(self._needle) - len(self._joint)))
+        self._quoted = slice(len(head) - 1, 1 - len(foot))
+        # Made by the first read with several events, which many streams never have.
+        self._between: _Between | None = None
         self.choice = choice
 
     def said(self, events: bytes) -> int:
         """UTF-8 bytes said in events that are all of this pattern; -1 when they are not."""
-        if (
-            len(events) < self._least
-            or not events.startswith(self._head)
-            or not events.endswith(self._foot)
-        ):
+        size = len(events) - self._least
+        if size < 0 or not events.startswith(self._head) or not events.endswith(self._foot):
             return -1
-        return self._size(events[self._words_at])
+        if size >= self._least or self._middle:
+            return self._size(events[len(self._head) : -len(self._foot)])
+        # No room for a second event: one string, with the quotes that head and foot share with it.
+        try:
+            text: str = _string.decode(events[self._quoted])
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return -1
+        return len(text) if text.isascii() else len(text.encode())
 
     def find(self, events: bytes) -> tuple[int, int, int] | None:
         """Events of this pattern in a row: where it starts and ends, and the UTF-8 bytes said.
@@ -102,7 +102,7 @@ class Pattern:
     def _size(self, words: bytes) -> int:
         """What ``said`` says, of all that stands between the first head and the last foot."""
         more = 0
-        if self._middle or self._needle in words:
+        if self._middle or len(words) >= self._least:
             pieces = self._pieces(words)
             # A blank after a cut escape makes it unsound: no piece can lean on its neighbour.
             words = b" ".join(pieces)
@@ -118,9 +118,12 @@ class Pattern:
     def _pieces(self, words: bytes) -> Sequence[bytes]:
         """The words of each event; empty when what is between them is not of the pattern."""
         pieces: Sequence[bytes]
-        *firsts, last = words.split(self._needle)
-        pieces = [*map(self._words_of, firsts), last]
-        if firsts and self._joint.join(pieces) != words:
+        between = self._between
+        if between is None:
+            between = self._between = _Between(self._head, self._foot)
+        *firsts, last = words.split(between.needle)
+        pieces = [*map(between.words_of, firsts), last]
+        if firsts and between.joint.join(pieces) != words:
             return ()
         if not self._middle:
             return pieces
@@ -130,6 +133,20 @@ class Pattern:
         if b"" in middles or not (padding.isalnum() or not padding):
             return ()
         return pieces
+
+
+class _Between:
+    """What stands between the words of two neighbours: the foot of one, the head of the next.
+
+    ``needle`` is its end, to look for; ``words_of`` takes off the rest of it.
+    """
+
+    __slots__ = ("joint", "needle", "words_of")
+
+    def __init__(self, head: bytes, foot: bytes) -> None:
+        self.joint = foot + head
+        self.needle = head[-_NEEDLE:]
+        self.words_of = itemgetter(slice(None, len(self.needle) - len(self.joint)))
 
 
 def learn(events: bytes) -> Pattern | None:

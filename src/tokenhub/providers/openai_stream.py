@@ -30,6 +30,8 @@ _JOINT = b"\n\ndata: "
 _LF = ord("\n")
 _CR = ord("\r")
 _LEAD = 16 * 1024  # bytes kept back while no content has come
+_NO_CHOICE: frozenset[int] = frozenset()
+_FIRST_CHOICE = frozenset({0})
 _GUESSES = 4  # reads in a row that are searched for a pattern in vain
 
 
@@ -42,13 +44,17 @@ class OpenAIRelay(StreamRelay):
         show_usage: whether the client asked for the extra usage chunk; else it is kept back.
     """
 
+    __slots__ = (
+        "_finished", "_guesses", "_held", "_live", "_pattern", "_reader", "_seen", "_tail",
+    )  # fmt: skip
+
     def __init__(self, *, show_usage: bool) -> None:
         super().__init__(show_usage=show_usage)
         self._tail = b""
         self._held = b""
         self._live = False
-        self._seen: set[int] = set()
-        self._finished: set[int] = set()
+        # Nearly always one choice: shared sets of it weigh nothing.
+        self._seen = self._finished = _NO_CHOICE
         self._reader: EventReader | None = None
         self._pattern: Pattern | None = None
         self._guesses = _GUESSES
@@ -107,17 +113,18 @@ class OpenAIRelay(StreamRelay):
         first, last = _read(before), _read(after)
         if first is None or last is None:
             return None
-        out = self._kept(before, first)
+        before = self._kept(before, first)
         if row is not None:
             assert self._pattern is not None
-            self._seen.add(self._pattern.choice)
+            self._seen = _with(self._seen, self._pattern.choice)
             if size:
                 self._live = True
                 self.content_bytes += size
-            out = out + block[start:end] if out else block[start:end]
-        out += self._kept(after, last)
+        after = self._kept(after, last)
         self.complete = done
-        return out
+        if len(before) + end - start + len(after) == len(block):
+            return block
+        return b"".join((before, block[start:end], after))
 
     def _row(self, body: bytes) -> tuple[int, int, int] | None:
         """The events of this stream's pattern; it is learnt anew when the words become others'."""
@@ -174,9 +181,9 @@ class OpenAIRelay(StreamRelay):
         if not event.choices:
             return self._show_usage or event.usage is None
         for choice in event.choices:
-            self._seen.add(choice.index)
+            self._seen = _with(self._seen, choice.index)
             if choice.finish_reason is not None:
-                self._finished.add(choice.index)
+                self._finished = _with(self._finished, choice.index)
                 self.finish_reason = self.finish_reason or choice.finish_reason
                 self._live = True
             size = said(choice)
@@ -225,6 +232,12 @@ class OpenAIRelay(StreamRelay):
             out = self._release(self._one_by_one(EventReader(), tail + _BREAK))
         self.malformed = before
         return out
+
+
+def _with(choices: frozenset[int], index: int) -> frozenset[int]:
+    if index in choices:
+        return choices
+    return choices | {index} if choices or index else _FIRST_CHOICE
 
 
 def _read(body: bytes) -> list[Event] | None:

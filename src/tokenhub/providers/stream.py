@@ -24,7 +24,7 @@ MAX_EARLY = 256 * 1024
 class StreamAnswer(Answer):
     """An answer whose body is still arriving. One ``relay`` or ``read`` takes it."""
 
-    __slots__ = ("_connection", "_early", "_ended", "_error", "_loop", "_sink", "_waiter", "paused")
+    __slots__ = ("_connection", "_early", "_error", "_loop", "_waiter", "paused", "sink")
 
     def __init__(
         self,
@@ -36,11 +36,12 @@ class StreamAnswer(Answer):
         super().__init__(status, headers, None)
         self._loop = loop
         self._connection: Connection | None = connection  # None = nothing more will come
-        self._early = bytearray()
-        self._sink: Callable[[bytes], None] | None = None
+        self._early = b""
         self._waiter: asyncio.Future[None] | None = None
         self._error: BaseException | None = None
         self.paused = False  # by the caller
+        # For the connection: who takes the body bytes of a read; nobody does before ``relay``.
+        self.sink: Callable[[bytes], None] | None = None
 
     async def read(self) -> bytes:
         """The whole body."""
@@ -57,13 +58,12 @@ class StreamAnswer(Answer):
 
     async def relay(self, sink: Callable[[bytes], None]) -> None:
         """Call ``sink`` with all that each read brought; return at a clean end."""
-        assert self._sink is None, "a stream is relayed once"
-        self._sink = sink
+        assert self.sink is None, "a stream is relayed once"
         try:
             if self._early:
-                early, self._early = bytes(self._early), bytearray()
-                sink(early)
+                sink(self._take_early())
             if self._connection is not None:
+                self.sink = sink
                 self._connection.touch()
                 self._connection.set_reading(not self.paused)
                 self._waiter = self._loop.create_future()
@@ -74,7 +74,7 @@ class StreamAnswer(Answer):
             # Cancelled, or the sink failed: without effect after a clean end.
             self.abort()
             # The sink leads back here, and so do an error's frames.
-            self._sink, self._waiter, self._error = _nowhere, None, None
+            self.sink, self._waiter, self._error = _nowhere, None, None
 
     def pause(self) -> None:
         """Stop reading."""
@@ -96,17 +96,21 @@ class StreamAnswer(Answer):
 
     def push(self, data: bytes) -> None:
         """For the connection: the body bytes of one read."""
-        if self._waiter is None:
-            self._early += data
+        if self.sink is None:
+            self._early = self._early + data if self._early else data
             if len(self._early) > MAX_EARLY and self._connection is not None:
                 self._connection.set_reading(False)
             return
-        assert self._sink is not None
         try:
-            self._sink(data)
+            self.sink(data)
         except Exception as error:  # noqa: BLE001 - it belongs to whoever awaits relay()
             if self._connection is not None:
                 self._connection.close(error)
+
+    def _take_early(self) -> bytes:
+        # The frame of ``relay`` would keep them as long as the stream lasts.
+        early, self._early = self._early, b""
+        return early
 
     def end(self) -> None:
         """For the connection: the body is complete."""

@@ -101,9 +101,10 @@ class Answer:
     Attributes:
         status: 200 to 599. Redirects are answers like any other.
         body: all of it, or None while it is still arriving.
+        ended: nothing comes after what the sink of ``relay`` is being given.
     """
 
-    __slots__ = ("_headers", "body", "status")
+    __slots__ = ("_headers", "body", "ended", "status")
 
     def __init__(
         self, status: int, headers: dict[bytes, bytes] | bytes, body: bytes | None
@@ -111,6 +112,7 @@ class Answer:
         self.status = status
         self._headers = headers
         self.body = body
+        self.ended = body is not None
 
     @property
     def headers(self) -> dict[bytes, bytes]:
@@ -119,6 +121,10 @@ class Answer:
             # A head: nobody asks for the headers of most answers.
             self._headers = read_headers(self._headers)
         return self._headers
+
+    def let_go(self) -> None:
+        """Keep no headers: nobody will ask for them, and the body may take long."""
+        self._headers = b""
 
     def __repr__(self) -> str:
         size = "under way" if self.body is None else f"{len(self.body)} bytes"

@@ -197,10 +197,11 @@ def grant(**fields):
 class Stage:
     """A gateway over scripted providers; each has one model of the same name."""
 
-    def __init__(self, clock, ledger, upstream, pipeline, router, calls):
+    def __init__(self, clock, ledger, upstream, lanes, pipeline, router, calls):
         self.clock = clock
         self.ledger = ledger
         self.upstream = upstream
+        self.lanes = lanes
         self.pipeline = pipeline
         self.router = router
         self.calls = calls
@@ -225,14 +226,15 @@ async def stage(path, scripts, *, first_token_s=5.0, hedging=None, aliases=None)
     router.update(catalog=catalog, aliases=aliases or {})
     upstream = Upstream(scripts)
     calls = []
+    lanes = Lanes(
+        lambda: catalog, adapters(clock), upstream, upstream, lambda _: None, lambda: False
+    )
     pipeline = Pipeline(
         clock=clock,
         router=router,
         ledger=ledger,
         limits=KeyLimits(clock, default_rps=0, default_burst=1),
-        lanes=Lanes(
-            lambda: catalog, adapters(clock), upstream, upstream, lambda _: None, lambda: False
-        ),
+        lanes=lanes,
         timeouts=Timeouts(),
         deadline_s=30.0,
         first_token_s=first_token_s,
@@ -240,7 +242,7 @@ async def stage(path, scripts, *, first_token_s=5.0, hedging=None, aliases=None)
         observers=[calls.append],
     )
     try:
-        yield Stage(clock, ledger, upstream, pipeline, router, calls)
+        yield Stage(clock, ledger, upstream, lanes, pipeline, router, calls)
         assert ledger.open_holds == 0
     finally:
         await ledger.close()

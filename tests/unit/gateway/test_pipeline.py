@@ -114,6 +114,30 @@ async def test_no_other_provider_after_the_first_byte(tmp_path):
         assert it.calls[0].attempts[0].cost > 0
 
 
+@pytest.mark.parametrize("traced", [False, True])
+async def test_a_stream_that_has_begun_keeps_no_text_of_its_request(tmp_path, traced):
+    async with stage(tmp_path, {"a": [broken()]}) as it:
+        answer = Stream()
+        answer._headers = {b"x": b"y"}
+        it.upstream.scripts["a"] = [answer]
+        if traced:
+            it.lanes.trace = lambda _request, _attempt: []
+        client = it.client(stream=True, temperature=0.5)
+        task = asyncio.create_task(it.pipeline.chat(client, grant()))
+        await until(lambda: answer.sink)
+        assert client.body  # another provider may have to be asked
+        answer.push(word("Hi"))
+        assert bool(client.body) is traced
+        assert answer.headers == {}
+        answer.push(word("", "stop"), DONE)
+        answer.end()
+        await task
+        chat = it.calls[0].chat
+        assert (b"Hello" in chat.body) is traced
+        assert ("temperature" in chat.members) is traced  # a trace tells it
+        assert it.calls[0].finish_reason == "stop"
+
+
 async def test_a_silent_provider_is_left_at_the_configured_limit(tmp_path):
     scripts = {"a": [OH], "b": [Answer(200, {}, spoken("Hi"))]}
     async with stage(tmp_path, scripts, first_token_s=0.05) as it:

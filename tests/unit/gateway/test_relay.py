@@ -53,6 +53,18 @@ async def test_the_tail_is_kept_until_the_books_are_closed():
     assert data.endswith(DONE)
 
 
+async def test_an_answer_that_is_all_there_needs_no_timer(monkeypatch):
+    scene = Scene()
+    scene.answer.push(word("Hi", "stop"), DONE)
+    scene.answer.ended = True
+    scene.answer.end()
+    asked = []
+    monkeypatch.setattr(asyncio.get_running_loop(), "call_later", lambda *args: asked.append(args))
+    await scene.task
+    assert asked == []
+    assert scene.relay.stream is scene.client
+
+
 @pytest.mark.parametrize("how", ["fail", "error event", "end"])
 async def test_a_failure_before_content_is_raised_and_nothing_was_sent(how):
     scene = Scene()
