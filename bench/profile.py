@@ -39,7 +39,7 @@ OUTPUT = "TOKENHUB_BENCH_PROFILE"
 STAGES = {
     "client: read, head, body": ("web.connection:Connection.data_received",),
     "route and key": ("web.edge:Edge._admit",),
-    "read the chat": ("gateway.pipeline:chat_intent", "gateway.pipeline:measure_chat"),
+    "read the chat": ("gateway.pipeline:parse_chat", "gateway.pipeline:measure_chat"),
     "features": ("gateway.pipeline:features_of",),
     "decide": ("routing.router:Router.decide",),
     "plan of attempts": ("routing.router:Router.failover", "routing.retry:Failover.next"),

@@ -11,7 +11,6 @@ from tokenhub.core.errors import RateLimited
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from types import TracebackType
 
     from tokenhub.access.keys import Grant
     from tokenhub.core.clock import Clock
@@ -44,24 +43,17 @@ class Bucket:
         return (1.0 - tokens) / rate
 
 
-class Admission:
-    """The requests of one key under way: one more within a ``with`` block."""
+class Running:
+    """The requests of one key under way.
 
-    __slots__ = ("running",)
+    Attributes:
+        count: raised by who was admitted, and lowered when that request has ended.
+    """
+
+    __slots__ = ("count",)
 
     def __init__(self) -> None:
-        self.running = 0
-
-    def __enter__(self) -> None:
-        self.running += 1
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.running -= 1
+        self.count = 0
 
 
 class KeyLimits:
@@ -80,11 +72,11 @@ class KeyLimits:
         self._clock = clock
         self._default = (float(default_rps), float(default_burst))
         self._buckets: dict[str, Bucket] = {}
-        self._admissions: dict[str, Admission] = {}
+        self._running: dict[str, Running] = {}
         self.refused = 0
 
-    def admit(self, grant: Grant) -> Admission:
-        """Count a request.
+    def admit(self, grant: Grant) -> Running:
+        """Whether one more request may come now; the caller counts it in what this returns.
 
         Raises:
             RateLimited: too many per second or at once; says which and for how long.
@@ -93,29 +85,28 @@ class KeyLimits:
         rate = grant.rate_limit_rps
         if rate >= 0:
             self._take(key_id, rate)
-        admission = self._admissions.get(key_id)
-        if admission is None:
-            admission = self._first(key_id)
-        if grant.max_concurrent and admission.running >= grant.max_concurrent:
+        running = self._running.get(key_id)
+        if running is None:
+            running = self._first(key_id)
+        if grant.max_concurrent and running.count >= grant.max_concurrent:
             self.refused += 1
             raise _refusal(
                 f"This key may have {grant.max_concurrent} requests under way at once.",
                 "concurrency_limited",
                 1.0,
             )
-        return admission
+        return running
 
     def running(self, key_id: str) -> int:
         """Requests of a key under way."""
-        admission = self._admissions.get(key_id)
-        return 0 if admission is None else admission.running
+        running = self._running.get(key_id)
+        return 0 if running is None else running.count
 
-    def _first(self, key_id: str) -> Admission:
-        if len(self._admissions) >= MAX_IDLE_KEYS:
-            under_way = {name: one for name, one in self._admissions.items() if one.running}
-            self._admissions = under_way
-        admission = self._admissions[key_id] = Admission()
-        return admission
+    def _first(self, key_id: str) -> Running:
+        if len(self._running) >= MAX_IDLE_KEYS:
+            self._running = {name: one for name, one in self._running.items() if one.count}
+        running = self._running[key_id] = Running()
+        return running
 
     def _take(self, key_id: str, own: int) -> None:
         rate, burst = (float(own), 2.0 * own) if own else self._default

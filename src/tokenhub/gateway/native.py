@@ -19,6 +19,7 @@ from tokenhub.gateway.output import OutputFormat, Schema
 
 if TYPE_CHECKING:
     from tokenhub.access.keys import Grant
+    from tokenhub.core.chat import ChatRequest
     from tokenhub.gateway.call import Call
 
 MAX_BUDGET_USD = 100
@@ -60,8 +61,8 @@ class Envelope(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     capabilities: dict[str, Any] = {}
 
 
-def native_intent(body: bytes, grant: Grant) -> Intent:
-    """Read the body of ``/v1/chat``.
+def native_intent(body: bytes, grant: Grant) -> tuple[ChatRequest, Intent]:
+    """Read the body of ``/v1/chat``: what to ask in OpenAI's dialect, and the policy.
 
     Raises:
         InvalidRequest: naming the member.
@@ -79,8 +80,7 @@ def native_intent(body: bytes, grant: Grant) -> Intent:
         raise InvalidRequest(f"`policy.mode` must be one of {', '.join(MODES)}.", param="mode")
     if grant.allow_directives and (said := directives.take(question.messages)) is not None:
         limits, mode = limits.narrowed(said.limits), mode or said.mode
-    return Intent(
-        parse_chat(_chat_body(question)),
+    return parse_chat(_chat_body(question)), Intent(
         mode=mode,
         limits=limits,
         allow_fallback=policy.allow_fallback,

@@ -16,13 +16,14 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from tokenhub.core.bounds import BYTES_PER_TOKEN, measure_chat
+from tokenhub.core.chat import parse_chat
 from tokenhub.core.decision import AUTO, RouteQuery, encode_attempts
 from tokenhub.core.errors import ProviderError
 from tokenhub.gateway.attempt import Attempt
 from tokenhub.gateway.call import Call
 from tokenhub.gateway.features import features_of
 from tokenhub.gateway.hedge import race
-from tokenhub.gateway.intent import chat_intent
+from tokenhub.gateway.intent import PLAIN
 from tokenhub.gateway.native import native_intent
 from tokenhub.routing.retry import Try
 
@@ -89,48 +90,58 @@ class Pipeline:
         self._hedging = hedging
         self._observers = tuple(observers)
 
-    def chat(self, request: ClientRequest, grant: Grant) -> Coroutine[Any, Any, Answer | None]:
-        """Answer a request in OpenAI's dialect: whole, or None when the answer was streamed.
-
-        Raises:
-            HubError: what the client gets instead.
-        """
-        return self._answer(request, grant, CHAT, chat_intent)
-
     def native(self, request: ClientRequest, grant: Grant) -> Coroutine[Any, Any, Answer | None]:
         """Answer a request in our own envelope.
 
         Raises:
             HubError: what the client gets instead.
         """
-        return self._answer(request, grant, NATIVE, lambda body: native_intent(body, grant))
+        return self.chat(request, grant, NATIVE, native_intent)
 
-    async def _answer(
+    async def chat(
         self,
         request: ClientRequest,
         grant: Grant,
-        endpoint: str,
-        read: Callable[[bytes], Intent],
+        endpoint: str = CHAT,
+        read: Callable[[bytes, Grant], tuple[ChatRequest, Intent]] | None = None,
     ) -> Answer | None:
+        """Answer a request in OpenAI's dialect: whole, or None when the answer was streamed.
+
+        Args:
+            request: as the edge hands it over.
+            grant: what the caller's key permits.
+            endpoint: the path it came by.
+            read: how the body is read there; None = as it is.
+
+        Raises:
+            HubError: what the client gets instead.
+        """
         call = Call(request, grant, endpoint, self._clock.now_ms(), self._clock.monotonic())
         try:
-            with self._limits.admit(grant):
-                intent = read(request.body)
-                chat = call.chat = intent.chat
+            running = self._limits.admit(grant)
+            running.count += 1
+            try:
+                if read is None:
+                    chat, intent = parse_chat(request.body), PLAIN
+                else:
+                    chat, intent = read(request.body, grant)
+                call.chat = chat
                 size = measure_chat(chat)
-                decision = call.decision = self._decide(call, intent, size)
+                decision = call.decision = self._decide(call, chat, intent, size)
                 answer = await self._dispatch(call, chat, size, decision)
                 if answer is not None and intent.shape is not None:
                     return intent.shape(call, answer)
                 return answer
+            finally:
+                running.count -= 1
         except BaseException as error:
             call.failed(error)
             raise
         finally:
             self._settle(call)
 
-    def _decide(self, call: Call, intent: Intent, size: Measure) -> Decision:
-        grant, chat = call.grant, intent.chat
+    def _decide(self, call: Call, chat: ChatRequest, intent: Intent, size: Measure) -> Decision:
+        grant = call.grant
         return self._router.decide(
             # Two by position: a call with more than 15 names goes through a dict, 1.5 us.
             RouteQuery(
@@ -166,16 +177,16 @@ class Pipeline:
             if isinstance(step, Try):
                 attempt = Attempt(self._clock, call, chat, size, plan, step, self._lanes)
                 try:
-                    return await self._make(attempt)
+                    if self._hedging is None:
+                        return await attempt.run(self._ledger, self._timeouts)
+                    return await self._race(attempt, self._hedging)
                 except ProviderError:
                     continue  # the plan has been told
             else:
                 await asyncio.sleep(step.seconds)
 
-    def _make(self, attempt: Attempt) -> Coroutine[Any, Any, Answer | None]:
-        if self._hedging is None:
-            return attempt.run(self._ledger, self._timeouts)
-        return race(attempt, lambda one: one.run(self._ledger, self._timeouts), self._hedging)
+    def _race(self, attempt: Attempt, hedging: Hedging) -> Coroutine[Any, Any, Answer | None]:
+        return race(attempt, lambda one: one.run(self._ledger, self._timeouts), hedging)
 
     def _settle(self, call: Call) -> None:
         call.ended = self._clock.monotonic()

@@ -6,6 +6,7 @@ Authorisation looks at the matched route object, never at the text of the URL.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Handler = Callable[[Request, Any], Coroutine[Any, Any, Reply | None]]
+
 PUBLIC = "public"  # anybody
 ADMIN = "admin"  # the admin token
 ANY_KEY = "key"  # a valid API key, whatever its scopes
@@ -46,7 +49,7 @@ class Route(msgspec.Struct, frozen=True):
 
     method: str
     path: str
-    handler: Callable[[Request, Any], Coroutine[Any, Any, Reply | None]]
+    handler: Handler
     access: str
     dialect: str = NATIVE
     spends: bool = False
@@ -88,6 +91,9 @@ class Edge:
     def _enter(self, routes: Iterable[Route]) -> None:
         for route in routes:
             _check(route)
+            if route.access == ADMIN and route.method != "GET":
+                changing = functools.partial(self._to_its_end, route.handler)
+                route = msgspec.structs.replace(route, handler=changing)  # noqa: PLW2901
             self._matcher.add(route.method, route.path, route)
 
     @property
@@ -101,10 +107,7 @@ class Edge:
 
     def _handle(self, request: Request) -> Coroutine[Any, Any, Reply | None]:
         route, caller = request.route or self._admit(request)
-        answer = route.handler(request, caller)
-        if route.access == ADMIN and route.method != "GET":
-            return self._to_its_end(answer)
-        return answer
+        return route.handler(request, caller)
 
     async def _for_browsers(self, request: Request) -> Reply | None:
         try:
@@ -128,8 +131,7 @@ class Edge:
         Raises:
             HubError: nobody may send this here, so that no body is read for nothing.
         """
-        route, _ = self._admit(request)
-        return route.max_body
+        return self._admit(request)[0].max_body
 
     def failed(self, request: Request | None, error: Exception) -> Response:
         """The answer to an error outside a handler, or to one that no handler expected."""
@@ -145,9 +147,9 @@ class Edge:
             return render_error(None, error)
         return error_answer(error, self._dialect(request), request)
 
-    async def _to_its_end(self, change: Coroutine[Any, Any, Reply | None]) -> Reply | None:
+    async def _to_its_end(self, handler: Handler, request: Request, caller: None) -> Reply | None:
         """A change goes on when its client leaves: what is stored and what is in memory agree."""
-        task = asyncio.get_running_loop().create_task(change)
+        task = asyncio.get_running_loop().create_task(handler(request, caller))
         self._changes.add(task)
         task.add_done_callback(self._changes.discard)
         return await asyncio.shield(task)
@@ -161,16 +163,17 @@ class Edge:
 
     def _admit(self, request: Request) -> tuple[Route, Grant | None]:
         """The route, and who calls; kept with the request, so that it is asked once."""
-        kept: tuple[Route, dict[str, str], Grant] | None = request.head.kept
+        kept: tuple[tuple[Route, Grant], dict[str, str]] | None = request.head.kept
         if kept is not None:
             # An equal head came before: it asks for the same, with the same key.
-            route, request.params, grant = kept
+            found, request.params = kept
             if self._v1_limiter is not None:
                 self._v1_limiter.check(request.peer, request.headers)
+            route, grant = found
             if not self._keys.renew(grant):
-                grant = self._authenticate(route, request)
-            request.route = route, grant
-            return route, grant
+                found = route, self._authenticate(route, request)
+            request.route = found
+            return found
         if request.method == "OPTIONS" and self._cors_origins:
             return _PREFLIGHT, None
         route, request.params = self._matcher.match(request.method, request.path)
@@ -198,7 +201,7 @@ class Edge:
                 f"This key has no scope `{route.access}`.",
                 hint="`tokenhubctl apikey edit <id>` changes the scopes of a key.",
             )
-        request.head.kept = route, request.params, grant
+        request.head.kept = (route, grant), request.params
         return grant
 
     def _admin(self, authorization: bytes | None, request: Request) -> None:

@@ -115,12 +115,12 @@ def intent(text, policy=None, **fields):
 
 
 def test_a_key_that_does_not_allow_them_sends_them_on_as_they_are():
-    plain = intent("@@tokenhub mode=cheap budget=0.01\nHi")
+    chat, plain = intent("@@tokenhub mode=cheap budget=0.01\nHi")
     assert (plain.mode, plain.limits) == ("", NO_LIMITS)
-    assert b"@@tokenhub mode=cheap" in plain.chat.body
-    taken = intent("@@tokenhub mode=cheap budget=0.01\nHi", allow_directives=True)
+    assert b"@@tokenhub mode=cheap" in chat.body
+    chat, taken = intent("@@tokenhub mode=cheap budget=0.01\nHi", allow_directives=True)
     assert (taken.mode, taken.limits.max_budget) == ("cheap", 10_000_000)
-    assert b"@@tokenhub" not in taken.chat.body
+    assert b"@@tokenhub" not in chat.body
 
 
 budgets = st.none() | st.decimals(0, 100, places=3).map(str)
@@ -142,8 +142,8 @@ def test_a_directive_only_narrows(
     }
     said = {"mode": d_mode, "budget": d_budget, "latency": d_latency, "min_weight": d_weight}
     line = " ".join(f"{name}={value}" for name, value in said.items() if value)
-    without = intent("Hi", policy)
-    found = intent(f"@@tokenhub {line}\nHi", policy, allow_directives=True)
+    chat, without = intent("Hi", policy)
+    same, found = intent(f"@@tokenhub {line}\nHi", policy, allow_directives=True)
     for name in ("max_budget", "max_latency_ms"):
         before, after = getattr(without.limits, name), getattr(found.limits, name)
         if before:
@@ -152,4 +152,4 @@ def test_a_directive_only_narrows(
     assert (found.limits.min_weight or 0) >= (without.limits.min_weight or 0)
     assert found.mode == (mode or d_mode)
     assert found.allow_fallback is False
-    assert found.chat.model == without.chat.model
+    assert same.model == chat.model

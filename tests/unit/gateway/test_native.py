@@ -21,7 +21,7 @@ def envelope(request=None, **members):
 
 
 def test_a_full_envelope():
-    found = read(
+    chat, found = read(
         envelope(
             {
                 "id": "mine", "model_hint": "auto:cheap", "estimated_input_tokens": 700,
@@ -41,16 +41,16 @@ def test_a_full_envelope():
     assert found.limits.min_weight == 3
     assert found.allow_fallback
     assert found.input_tokens == 700
-    assert found.chat.model == "auto:cheap"
-    assert found.chat.max_tokens == 9
-    sent = json.loads(found.chat.body)
+    assert chat.model == "auto:cheap"
+    assert chat.max_tokens == 9
+    sent = json.loads(chat.body)
     assert sent == {
         "model": "auto:cheap", "messages": HELLO, "temperature": 0, "max_tokens": 9
     }  # fmt: skip
 
 
 def test_what_is_left_out_is_left_to_the_defaults():
-    found = read(envelope())
+    _, found = read(envelope())
     assert (found.mode, found.allow_fallback, found.input_tokens) == ("", False, 0)
     assert found.limits.max_budget is found.limits.max_latency_ms is found.limits.min_weight is None
 

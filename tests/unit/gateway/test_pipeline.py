@@ -7,7 +7,13 @@ import gc
 import pytest
 from tests.unit.gateway.stage import DONE, FOREVER, Stream, broken, grant, stage, until, whole, word
 
-from tokenhub.core.errors import HubError, InvalidRequest, TransportError, UpstreamFailed
+from tokenhub.core.errors import (
+    HubError,
+    InvalidRequest,
+    RateLimited,
+    TransportError,
+    UpstreamFailed,
+)
 from tokenhub.gateway.hedge import Hedging
 from tokenhub.providers.upstream import Answer
 from tokenhub.routing.aliases import Alias, Variant
@@ -67,6 +73,23 @@ async def test_nothing_is_left_for_the_collector(tmp_path, script, model):
             assert on.calls[-1].status in {200, 400, 502}
         finally:
             gc.enable()
+
+
+async def test_a_request_that_has_ended_counts_no_longer_for_the_limit_at_once(tmp_path):
+    async with stage(tmp_path, {"a": [whole("Hi"), FOREVER]}) as it:
+        one = grant(max_concurrent=1)
+        await it.pipeline.chat(it.client(), one)
+        with pytest.raises(InvalidRequest):
+            await it.pipeline.chat(it.client(messages=[]), one)
+        task = asyncio.create_task(it.pipeline.chat(it.client(), one))
+        await until(lambda: it.upstream.asked == ["a", "a"])
+        with pytest.raises(RateLimited):
+            await it.pipeline.chat(it.client(), one)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        with pytest.raises(InvalidRequest):
+            await it.pipeline.chat(it.client(messages=[]), one)
 
 
 async def test_the_alias_a_name_came_from_is_told_in_ascii(tmp_path):
