@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import quote
 
 from msgspec.structs import replace
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from tokenhub.core.clock import Clock
     from tokenhub.gateway.call import Call, ClientStream
     from tokenhub.gateway.lanes import Lane, Lanes
-    from tokenhub.providers.adapter import StreamRelay
+    from tokenhub.providers.adapter import Reply, StreamRelay
     from tokenhub.providers.upstream import Answer as Upstream
+    from tokenhub.providers.upstream import UpstreamRequest
     from tokenhub.routing.retry import Failover, Try
 
     Headers = tuple[tuple[bytes, bytes], ...]
@@ -105,16 +106,44 @@ class Attempt:
             ProviderError: it failed and the client has got nothing, so another may be asked.
             HubError: the request cannot be sent, to anybody or for this money.
         """
+        call, chat, step = self._call, self._chat, self._step
         try:
-            return await self._ask(ledger, timeouts)
+            request, hold = self._prepare(ledger)
+            if (opening := hold.reserve()) is not None:
+                await hold.opened(opening)
+            hold.sent = True
+            lane, monotonic = self._lane, self._clock.monotonic
+            limits = Timeouts(timeouts.connect, step.first_token_s, timeouts.idle, step.left_s)
+            asked = monotonic()
+            try:
+                answer = await lane.upstream.send(lane.origin, request, limits, chat.stream)
+            finally:
+                call.upstream_s += monotonic() - asked
+            # It holds a credential, and a stream may be long.
+            del request
+            if answer.status != 200:
+                await self._refuse(answer)
+            if chat.stream:
+                await self._stream(answer, hold)
+                return None
+            reply = self._read(answer, hold)
+            if (closing := hold.book()) is not None:
+                await closing
+            self._plan.succeeded(step, hold.cost)
+            call.answered(step.candidate, hold.usage, reply.finish_reason)
+            return Answer(reply.body, self._headers())
+        except TransportError as error:
+            raise self._broken(error) from None
         except ProviderError as error:
-            self._plan.failed(self._step, error, self.cost)
+            self._failed(error)
             raise
         except BaseException:
-            self._plan.cancelled(self._step, self.cost)
+            self._leave()
+            self._plan.cancelled(step, self.cost)
             raise
 
-    async def _ask(self, ledger: Ledger, timeouts: Timeouts) -> Answer | None:
+    def _prepare(self, ledger: Ledger) -> tuple[UpstreamRequest, Hold]:
+        """The provider's request, and the money for it, which is not reserved yet."""
         call, chat, step = self._call, self._chat, self._step
         model = step.candidate.model
         lane = self._lane = self._lanes.to(model)
@@ -127,51 +156,40 @@ class Attempt:
         if (trace := self._lanes.trace) is not None:
             request.more = [*request.more, *trace(call.request, step.number)]
         hold = self._hold = ledger.spend(call.grant, call.request.id, step.number, model, limit)
-        if (opening := hold.reserve()) is not None:
-            await hold.opened(opening)
-        try:
-            hold.sent = True
-            asked = self._clock.monotonic()
-            try:
-                answer = await lane.upstream.send(
-                    lane.origin, request, self._limits(timeouts), chat.stream
-                )
-            finally:
-                call.upstream_s += self._clock.monotonic() - asked
-            # A stream may be long, and thousands of them many.
-            del request, credential
-            if answer.status != 200:
-                body = await answer.read()
-                raise lane.adapter.failure(answer.status, answer.headers, body)
-            if chat.stream:
-                await self._stream(answer, hold)
-                return None
-            return await self._whole(answer, hold)
-        except TransportError as error:
-            raise _failed(error, hold) from None
-        except ProviderError as error:
-            _refund(error, hold)
-            raise
-        finally:
-            if not hold.closed:
-                hold.leave()
+        return request, hold
 
-    def _limits(self, timeouts: Timeouts) -> Timeouts:
-        step = self._step
-        return Timeouts(timeouts.connect, step.first_token_s, timeouts.idle, step.left_s)
-
-    async def _whole(self, answer: Upstream, hold: Hold) -> Answer:
-        lane, chat = self._lane, self._chat
+    def _read(self, answer: Upstream, hold: Hold) -> Reply:
+        """What a whole answer says, noted for the books."""
+        lane = self._lane
         assert answer.body is not None
-        reply = lane.adapter.reply(chat, lane.target, answer.body)
+        reply = lane.adapter.reply(self._chat, lane.target, answer.body)
         if self.on_content is not None:
             self.on_content()
         hold.note(content_bytes=reply.content_bytes, usage=reply.usage)
-        if (closing := hold.book()) is not None:
-            await closing
-        self._plan.succeeded(self._step, hold.cost)
-        self._call.answered(self._step.candidate, hold.usage, reply.finish_reason)
-        return Answer(reply.body, self._headers())
+        return reply
+
+    async def _refuse(self, answer: Upstream) -> NoReturn:
+        body = await answer.read()
+        raise self._lane.adapter.failure(answer.status, answer.headers, body)
+
+    def _broken(self, error: TransportError) -> ProviderError:
+        # Made here: an exception in a variable of the frame that raises it is a circle.
+        failure = ProviderError(error.kind, error.message, sent=error.sent)
+        self._failed(failure)
+        return failure
+
+    def _failed(self, error: ProviderError) -> None:
+        # An error answer is not billed. A silent or broken provider may have worked on the prompt:
+        # leaving the hold as noted books that.
+        billed = error.sent and error.status is None and error.kind in _MAYBE_BILLED
+        if self._hold is not None and not billed:
+            self._hold.release()
+        self._leave()
+        self._plan.failed(self._step, error, self.cost)
+
+    def _leave(self) -> None:
+        if self._hold is not None and not self._hold.closed:
+            self._hold.leave()
 
     async def _stream(self, answer: Upstream, hold: Hold) -> None:
         call, lane, step = self._call, self._lane, self._step
@@ -238,20 +256,6 @@ def _so_far(wire: StreamRelay) -> Usage | None:
         return wire.usage
     completion = -(-wire.content_bytes // BYTES_PER_TOKEN)
     return replace(wire.early, completion=completion, source="counted")
-
-
-def _failed(error: TransportError, hold: Hold) -> ProviderError:
-    # Made here: an exception in a variable of the frame that raises it is a circle.
-    failure = ProviderError(error.kind, error.message, sent=error.sent)
-    _refund(failure, hold)
-    return failure
-
-
-def _refund(error: ProviderError, hold: Hold) -> None:
-    # An error answer is not billed. A silent or broken provider may have worked on the prompt:
-    # leaving the hold as noted books that.
-    if not error.sent or error.status is not None or error.kind not in _MAYBE_BILLED:
-        hold.release()
 
 
 def _lowest(one: int | None, two: int | None) -> int | None:
