@@ -56,7 +56,7 @@ STAGES = {
     "log and events": ("routing.router:Router.finish", "app:App._observe"),
     "client: answer": ("web.connection:Connection._finish", "web.http:ClientStream.write"),
     "statistics": ("telemetry.observer:Observer.fold",),
-    "event stream": ("telemetry.events:Event.framed",),
+    "event stream": ("telemetry.events:EventBus.hand_out",),
     "ledger: batches": ("access.writer:Writer._send", "access.writer:Writer._landed"),
     "writer thread": ("storage.sqlite_threads:Writer._run_group",),
 }

@@ -14,9 +14,9 @@ from tokenhub.telemetry.journal import Entry
 
 if TYPE_CHECKING:
     from tokenhub.core.catalog import Catalog
-    from tokenhub.core.decision import Attempt, Decision
+    from tokenhub.core.decision import Attempt, Candidate
     from tokenhub.gateway.call import Call
-    from tokenhub.telemetry.events import EventBus, Told
+    from tokenhub.telemetry.events import EventBus
 
 # Where clients name the conversation a request belongs to, first found counts.
 _SESSIONS = (b"x-session-id", b"session-id", b"x-claude-code-session-id", b"x-session-affinity")
@@ -71,34 +71,24 @@ def entry_of(call: Call, catalog: Catalog) -> Entry:
 def publish(call: Call, entry: Entry, bus: EventBus) -> None:
     """Tell the event stream: the decision, what went wrong on the way, how it ended.
 
-    An event's fields are made when somebody reads it. Until then it holds the log's entry and no
+    An event's fields are made when somebody listens. Until then it holds the log's entry and no
     part of the request.
     """
     name, decision = call.grant.name, call.decision
-    if decision is not None and not entry.error_class and len(entry.attempts) == 1:
-        bus.tell(
-            ("decision", _decided, _facts(entry, name, decision)),
-            ("route_success", _succeeded, (entry, name)),
-        )
-        return
-    told: list[Told] = []
-    if decision is not None:
-        told.append(("decision", _decided, _facts(entry, name, decision)))
-    told += [("escalation", _escalated, (entry, name, failed)) for failed in entry.attempts[:-1]]
-    if entry.status == PaymentRequired.status:
-        told.append(("budget", _over_budget, (entry, name)))
-    if entry.error_class:
-        told.append(("route_error", _failed, (entry, name)))
+    if decision is None:
+        chosen, policy, count = None, "", 0
     else:
-        told.append(("route_success", _succeeded, (entry, name)))
-    bus.tell(*told)
-
-
-def _facts(entry: Entry, name: str, decision: Decision) -> tuple[Any, ...]:
-    chosen = decision.candidates[0]
-    model = chosen.model
-    count = len(decision.candidates)
-    return entry, name, model.id, model.provider_id, decision.policy, count, chosen.propensity
+        candidates, policy = decision.candidates, decision.policy
+        chosen, count = candidates[0], len(candidates)
+        if not entry.error_class and len(entry.attempts) == 1:
+            bus.tell(_USUAL, _usual, (entry, name, chosen, policy, count))
+            return
+    kinds = ["decision"] if decision is not None else []
+    kinds += ["escalation"] * (len(entry.attempts) - 1)
+    if entry.status == PaymentRequired.status:
+        kinds.append("budget")
+    kinds.append("route_error" if entry.error_class else "route_success")
+    bus.tell(tuple(kinds), _unusual, (entry, name, chosen, policy, count))
 
 
 def log_call(call: Call) -> None:
@@ -123,6 +113,28 @@ def log_call(call: Call) -> None:
             "cost_usd": None if cost is None else cost / 1e9,
         },
     )
+
+
+_USUAL = ("decision", "route_success")
+
+
+def _usual(
+    entry: Entry, name: str, chosen: Candidate, policy: str, count: int
+) -> tuple[_Decided, _Succeeded]:
+    return _decided(entry, name, chosen, policy, count), _succeeded(entry, name)
+
+
+def _unusual(
+    entry: Entry, name: str, chosen: Candidate | None, policy: str, count: int
+) -> list[Any]:
+    told: list[Any] = []
+    if chosen is not None:
+        told.append(_decided(entry, name, chosen, policy, count))
+    told += [_escalated(entry, name, failed) for failed in entry.attempts[:-1]]
+    if entry.status == PaymentRequired.status:
+        told.append(_over_budget(entry, name))
+    told.append(_failed(entry, name) if entry.error_class else _succeeded(entry, name))
+    return told
 
 
 class _Decided(msgspec.Struct, gc=False):
@@ -152,17 +164,18 @@ class _Succeeded(msgspec.Struct, gc=False):
     ttft_ms: float | None
 
 
-def _decided(
-    entry: Entry, name: str, model: str, provider: str, policy: str, count: int, chance: float
-) -> _Decided:
+def _decided(entry: Entry, name: str, chosen: Candidate, policy: str, count: int) -> _Decided:
     return _Decided(
-        model, provider, entry.reason, policy, count, chance, entry.request_id, name, _mode(entry)
+        chosen.model.id,
+        chosen.model.provider_id,
+        entry.reason,
+        policy,
+        count,
+        chosen.propensity,
+        entry.request_id,
+        name,
+        entry.mode if entry.reason else msgspec.UNSET,
     )
-
-
-def _mode(entry: Entry) -> str | msgspec.UnsetType:
-    # Without a reason nothing was decided.
-    return entry.mode if entry.reason else msgspec.UNSET
 
 
 def _common(entry: Entry, name: str) -> dict[str, Any]:
@@ -196,15 +209,14 @@ def _failed(entry: Entry, name: str) -> dict[str, Any]:
 
 
 def _succeeded(entry: Entry, name: str) -> _Succeeded:
-    model_id, provider_id = pair_of(entry)
     cost, prompt, completion = entry.cost, entry.prompt, entry.completion
     return _Succeeded(
         entry.request_id,
         name,
-        _mode(entry),
-        round(entry.latency_ms, 3),
-        model_id,
-        provider_id,
+        entry.mode if entry.reason else msgspec.UNSET,  # without a reason nothing was decided
+        int(entry.latency_ms * 1000.0 + 0.5) / 1000.0,  # round() costs as much as the rest
+        entry.model_id,
+        entry.provider_id,
         entry.reason,
         None if cost is None else cost / 1e9,
         prompt,

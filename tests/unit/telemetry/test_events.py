@@ -125,15 +125,45 @@ async def test_so_many_events_wake_without_waiting_for_the_clock(bus, monkeypatc
     assert len(frames(await waiting)) == GATHER_MOST
 
 
-async def test_what_is_told_is_made_once_and_only_for_readers(bus):
+async def test_what_is_told_is_made_once_for_all_who_listen_and_never_for_nobody(bus):
     made = []
 
     def make(*facts):
         made.append(facts)
-        return {"reason": "x"}
+        return {"reason": "x"}, {"reason": "y"}
 
-    bus.tell(("config", make, (1, "a")))
+    def tell():
+        bus.tell(("config", "vault"), make, (1, "a"))
+
+    tell()
+    bus.hand_out()
+    narrow = bus.subscribe(types=["budget"])
+    tell()
+    bus.hand_out()
     assert made == []
-    one, two = bus.subscribe(f"{bus.epoch}-0"), bus.subscribe(f"{bus.epoch}-0")
+    one, two, some = bus.subscribe(), bus.subscribe(), bus.subscribe(types=["vault"])
+    tell()
     assert await one.take() == await two.take()
+    assert [data["reason"] for _, _, data in frames(await some.take())] == ["y"]
     assert made == [(1, "a")]
+    bus.publish("budget", {"reason": "z"})
+    assert [event for event, _, _ in frames(await narrow.take())] == [f"{bus.epoch}-7"]
+
+
+async def test_resume_between_two_events_of_one_moment_and_past_those_that_are_gone(bus):
+    for _ in range(RING):
+        bus.tell(("config", "vault"), lambda: ({"n": 1}, {"n": 2}), ())
+    last = 2 * RING
+    got = frames(await bus.subscribe(f"{bus.epoch}-{last - 1}").take())
+    assert [(event, kind) for event, kind, _ in got] == [(f"{bus.epoch}-{last}", "vault")]
+    assert await_free(bus.subscribe(f"{bus.epoch}-{last - RING}")) == RING - BACKLOG
+    assert await_free(bus.subscribe(f"{bus.epoch}-{last - RING - 1}")) == RING - BACKLOG + 1
+
+
+def await_free(reader):
+    """How many events a reader is told to have missed."""
+    try:
+        reader.take().send(None)
+    except StopIteration as taken:
+        return frames(taken.value)[0][2]["count"]
+    raise AssertionError

@@ -138,7 +138,7 @@ class StateGauges:
         yield _plain(
             "tokenhub_heartbeat_total",
             "Heartbeats of the event stream.",
-            parts.bus.published["heartbeat"],
+            parts.bus.beats,
             "counter",
         )
 
