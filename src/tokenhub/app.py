@@ -39,6 +39,7 @@ from tokenhub.routing.router import Router
 from tokenhub.routing.rules import RoutingSettings
 from tokenhub.routing.settings import SettingsStore
 from tokenhub.storage.files import DataDir
+from tokenhub.storage.spool import FileSpool
 from tokenhub.storage.sqlite import SqliteDatabase
 from tokenhub.telemetry.audit import Audit
 from tokenhub.telemetry.events import EventBus
@@ -139,7 +140,7 @@ class App:
             app.audit.own("vault.unlock", "vault", "TOKENHUB_VAULT_PASSWORD")
         if settings.demo:
             await app.keys.ensure_demo_key(data)
-        app.ledger = await Ledger.open(db, clock)
+        app.ledger = await Ledger.open(db, clock, FileSpool(file))
         app.rewards = RewardLog(db, asyncio.get_running_loop().call_later)
         app.routing_settings = await SettingsStore.open(db, _routing_base(settings))
         app.aliases = await Aliases.open(db, clock)
@@ -212,6 +213,7 @@ class App:
         settings, clock = self.settings, self.clock
         self.egress = EgressPolicy()
         outbox = Outbox(asyncio.get_running_loop())
+        outbox.first = self.ledger.put_down
         self.transport = HttpTransport(self.egress, outbox=outbox)
         demo = Builtin(clock)
         lanes = Lanes(

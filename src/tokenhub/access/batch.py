@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 _OPEN = """\
 INSERT INTO ledger_attempts VALUES\
 (?,?,?,?,?,?,?,?,'open',?,0,0,0,0,0,0,0,'',?,?,'',?,?,NULL)"""
-_CLOSE = """
+CLOSE = """
 UPDATE ledger_attempts SET state = ?, settled = ?, overrun = ?, prompt = ?, completion = ?,
   cached_read = ?, cached_write = ?, reasoning = ?, further = ?, flag = ?, closed_at = ?
 WHERE id = ?
 """
 # The order of an opening and then a closing, as ``Batch.close`` joins them.
-_WHOLE = """\
+WHOLE = """\
 INSERT INTO ledger_attempts VALUES\
 (?1,?2,?3,?4,?5,?6,?7,?8,?14,?9,?15,?16,?17,?18,?19,?20,?21,?22,?10,?11,?23,?12,?13,?24)"""
 _NEW = """
@@ -52,7 +52,7 @@ WHERE id = :id
 _LOW = "UPDATE ledger_epochs SET low_id = ? WHERE epoch = ?"
 
 Closing = tuple[str, int, int, int, int, int, int, int, str, str, int]
-"""How an attempt ended: from ``state`` to ``closed_at`` in the order of ``_CLOSE``."""
+"""How an attempt ended: from ``state`` to ``closed_at`` in the order of ``CLOSE``."""
 
 Adds = list[int]
 """What an account's three sums change by: settled, reserved, overrun."""
@@ -68,7 +68,6 @@ class Batch:
         low: no row before the first number is open; and the epoch.
         reserving: futures of those who may not spend before this is durable.
         settling: futures of those who wait for their settlement to be durable.
-        durable: it is.
     """
 
     __slots__ = (
@@ -76,7 +75,6 @@ class Batch:
         "_epoch",
         "_sums",
         "_wholes",
-        "durable",
         "limits",
         "low",
         "opens",
@@ -94,37 +92,36 @@ class Batch:
         self.low: tuple[int, int] | None = None
         self.reserving: list[asyncio.Future[None]] = []
         self.settling: list[asyncio.Future[None]] = []
-        self.durable = False
 
     def __bool__(self) -> bool:
         return bool(self.opens or self._closes or self._wholes or self.limits)
 
-    @property
-    def awaited(self) -> bool:
-        """Somebody waits for it."""
-        return bool(self.reserving or self.settling)
+    def close(self, hold: Hold, closing: Closing) -> tuple[Any, ...]:
+        """Settle or release; the whole row.
 
-    def close(self, hold: Hold, closing: Closing) -> None:
-        """Settle or release. An attempt whose opening is not on its way becomes one whole row."""
+        An attempt whose opening is not on its way is written as one, once.
+        """
         adds = self._sums.get(hold.books)
         if adds is None:
             adds = self._sums[hold.books] = [0, 0, 0]
         adds[0] += closing[1]
         adds[2] += closing[2]
-        if hold.batch is None:
+        if (opening := hold.opening) is None:
             del self.opens[hold.id]
-            self._wholes.append(_opening(hold, self._epoch) + closing)
-        else:
-            adds[1] -= hold.reserved
-            self._closes.append((*closing, hold.id))
+            row = _opening(hold, self._epoch) + closing
+            self._wholes.append(row)
+            return row
+        adds[1] -= hold.reserved
+        self._closes.append((*closing, hold.id))
+        return opening + closing
 
     def statements(self) -> Callable[[Transaction], None]:
         """What to run, frozen now. Running it twice in two transactions is harmless."""
         opens = []
         sums = self._sums
         for hold in self.opens.values():
-            hold.batch = self
-            opens.append(_opening(hold, self._epoch))
+            hold.opening = opening = _opening(hold, self._epoch)
+            opens.append(opening)
             adds = sums.get(hold.books)
             if adds is None:
                 sums[hold.books] = [0, hold.reserved, 0]
@@ -160,8 +157,8 @@ class Batch:
                 (_ADD, rows),
                 (_LIMIT, limits),
                 (_OPEN, opens),
-                (_WHOLE, wholes),
-                (_CLOSE, closes),
+                (WHOLE, wholes),
+                (CLOSE, closes),
             ):
                 if each:
                     tx.executemany(sql, each)
@@ -172,14 +169,11 @@ class Batch:
 
     def landed(self) -> None:
         """The batch is durable: wake everyone."""
-        self.durable = True
         for books in self._sums:
             for account in books.accounts:
                 account.stored = True
         for account in self.limits:
             account.stored = True
-        # A hold that is open for long keeps its batch, which need not keep its rows.
-        self._sums, self._closes, self._wholes = {}, [], []
         for future in self.reserving:
             if not future.done():
                 future.set_result(None)

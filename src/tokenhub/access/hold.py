@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from tokenhub.core.bounds import counted
 
@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from tokenhub.access.accounts import Books, Budgeted
-    from tokenhub.access.batch import Batch
     from tokenhub.core.bounds import Bound
     from tokenhub.core.catalog import Model
     from tokenhub.core.chat import Usage
@@ -56,8 +55,8 @@ class Hold:
         cost: what it came to, in nano-dollars; None while open and where the price is unknown.
         overrun: the part of ``cost`` that no budget could cover any more.
         sent: the request may have reached the provider (see ``note``).
-        books, batch, opened_ms: the accounts it counts in, the batch that opened it (None until
-            one does), and when it was opened (the ledger's own).
+        books, opening, opened_ms: the accounts it counts in, its row as a batch has opened it
+            (None until one does), and when it was opened (the ledger's own).
     """
 
     __slots__ = (
@@ -65,7 +64,6 @@ class Hold:
         "_ledger",
         "_usage",
         "attempt",
-        "batch",
         "books",
         "bound",
         "closed",
@@ -74,6 +72,7 @@ class Hold:
         "id",
         "model",
         "opened_ms",
+        "opening",
         "overrun",
         "request_id",
         "reserved",
@@ -100,7 +99,7 @@ class Hold:
         self.model = model
         self.bound = bound
         self.reserved = bound.nano
-        self.batch: Batch | None = None
+        self.opening: tuple[Any, ...] | None = None
         self.closed = True
         self.cost: int | None = None
         self.overrun = 0
@@ -161,7 +160,9 @@ class Hold:
         return self._usage or counted(self.bound.measure, self._content_bytes)
 
     async def settle(self, usage: Usage | None = None, *, flag: str = "") -> None:
-        """Book what the attempt cost; durable on return.
+        """Book what the attempt cost; durable on return where the key has a budget.
+
+        Else ``Ledger.put_down`` must be called before an answer leaves.
 
         Args:
             usage: the provider's count; None = it reported none: counted from what was noted.

@@ -4,7 +4,7 @@
     async with ledger.spend(grant, request_id, attempt, model, bound) as hold:
         hold.note(sent=True)                   # reserved, durably; the provider may bill from here
         ...
-        await hold.settle(usage)               # durable before the last byte goes out
+        await hold.settle(usage)               # booked before the last byte goes out
 
 What decides is ``settled + reserved + bound <= budget`` for the key's month, day and total. The
 sums are kept in memory, where one loop decides without waiting, and in the database, where a
@@ -14,16 +14,20 @@ A hold that is left without ``settle`` or ``release``, by whatever exception, is
 was noted, without waiting. One that a dead process left open is settled at its bound, flagged
 ``crash``, at the next start.
 
-Keys without a budget are booked the same, but reserve without waiting for the disk; their
-settlement waits only if not even the opening of their attempt is durable yet. So no answer ever
-leaves without a row: what a crash may take without a trace is an attempt as young as a commit.
+Keys with a budget wait for the disk: for the reservation before the call, for the settlement before
+the last byte. Keys without one are booked the same and wait for neither: their settlement stands in
+the daybook, which outlives this process, before the answer leaves (``put_down``), and is committed
+some 20 ms later. So no answer leaves without its row, also under kill -9. What a kill may take
+without a trace is an attempt that has not ended and is younger than a commit; what a power cut may
+take is the last rows of keys without a budget.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -46,6 +50,8 @@ from tokenhub.core.bounds import Bound, bound
 from tokenhub.core.money import MAX_TOKENS, cost, sane
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tokenhub.access.accounts import Budgeted
     from tokenhub.access.batch import Batch, Closing
     from tokenhub.core.bounds import Measure
@@ -53,6 +59,7 @@ if TYPE_CHECKING:
     from tokenhub.core.chat import Usage
     from tokenhub.core.clock import Clock
     from tokenhub.storage.database import Database
+    from tokenhub.storage.spool import Spool
 
 GRACE = 60.0
 """Seconds for which keys without a budget are served while the books cannot be written."""
@@ -61,19 +68,27 @@ _LOW_EVERY = 256  # batches between two notes of the oldest open attempt
 _RARE = ("audio_in", "audio_out", "image_in", "image_out", "cached_write_1h")
 _MAX_TIER = 32
 
+_log = logging.getLogger(__name__)
+
 
 class Ledger:
     """All keys' money. Make it with ``open``; use it from one loop only.
 
     Attributes:
         crashed: attempts that a dead process had left open, settled at this start.
+        put_down: to be called before any byte of an answer leaves whose settlement did not wait
+            for the disk: what was settled so far then outlives this process.
     """
 
-    def __init__(self, db: Database, clock: Clock, start: recovery.Start) -> None:
+    def __init__(
+        self, db: Database, clock: Clock, start: recovery.Start, spool: Spool | None
+    ) -> None:
         self._db = db
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._writer = Writer(db, clock, start.epoch, self._note_low)
+        self._writer = Writer(db, spool, clock, start.epoch, start.began_ms, self._note_low)
+        self._daybook = self._writer.daybook
+        self.put_down: Callable[[], None] = self._daybook.put_down
         self._epoch = start.epoch
         self._next_attempt = start.next_attempt
         self._next_account = start.next_account
@@ -88,10 +103,22 @@ class Ledger:
         self._load(start.accounts)
 
     @classmethod
-    async def open(cls, db: Database, clock: Clock) -> Ledger:
-        """Start the books: attempts that a dead process left open are settled at their bound."""
+    async def open(cls, db: Database, clock: Clock, spool: Spool | None = None) -> Ledger:
+        """Start the books: attempts that a dead process left open are settled at their bound.
+
+        Without a spool every settlement waits for the disk.
+
+        Raises:
+            StorageRefused: the spool belongs to another database.
+        """
+        noted = [] if spool is None else spool.read()
         now_ms = clock.now_ms()
-        return cls(db, clock, await db.write(partial(recovery.start, now_ms=now_ms)))
+        start = await db.write(partial(recovery.start, now_ms=now_ms, noted=noted))
+        if spool is not None:
+            spool.clear()
+        if start.replayed:
+            _log.warning("What a killed process had settled was booked: %d.", start.replayed)
+        return cls(db, clock, start, spool)
 
     @property
     def epoch(self) -> int:
@@ -161,7 +188,7 @@ class Ledger:
         """Put a key's changed budgets in force now instead of at its next request."""
         self._current(grant, self._clock.now_ms())
         if self._writer.pending:
-            self._writer.schedule()
+            self._writer.hurry()
 
     def accounts(self, key_id: str) -> dict[str, Account]:
         """A key's running month, day and total, by kind; empty when it never spent. Read only."""
@@ -190,12 +217,14 @@ class Ledger:
         self._next_attempt = number + 1
         hold.closed = False
         self._holds[number] = hold
-        if not writer.busy:
-            writer.schedule()
         batch = writer.pending
         batch.opens[number] = hold
         if not waits:
+            if not writer.busy:
+                writer.schedule()
             return None
+        if not writer.hurried:
+            writer.hurry()
         future = self._loop.create_future()
         batch.reserving.append(future)
         return future
@@ -203,7 +232,10 @@ class Ledger:
     def settle(
         self, hold: Hold, usage: Usage, flag: str, *, wait: bool = True
     ) -> asyncio.Future[None] | None:
-        """Close a hold at what its usage costs; a future if that must become durable first."""
+        """Close a hold at what its usage costs; a future if that must become durable first.
+
+        Else ``put_down`` must be called first.
+        """
         if hold.closed:
             raise RuntimeError("the hold is closed: an attempt is settled once")
         hold.cost = amount = cost(usage, hold.model.prices)
@@ -230,23 +262,27 @@ class Ledger:
             "settled", settled, overrun, prompt, completion, read, write, reasoning,
             _further(usage) if rare or usage.tier else "", flag, self._clock.now_ms(),
         )  # fmt: skip
-        self._close(hold, closing)
-        if not wait or self._writer.failing_since is not None:
+        row = self._close(hold, closing)
+        writer, daybook = self._writer, self._daybook
+        if not wait or writer.failing_since is not None:
+            daybook.rows.append(row)
             return None
-        batch = hold.batch
-        if batch is None or (hold.reserved and hold.books.limited):
-            batch = self._writer.pending
-        elif batch.durable:
+        if daybook.sound and not hold.books.limited:
+            daybook.rows.append(row)
             return None
+        if not writer.hurried:
+            writer.hurry()
         future = self._loop.create_future()
-        batch.settling.append(future)
+        writer.pending.settling.append(future)
         return future
 
     def release(self, hold: Hold) -> None:
         """Close a hold at nothing; a second time is allowed."""
         if not hold.closed:
             hold.cost = 0
-            self._close(hold, ("released", 0, 0, 0, 0, 0, 0, 0, "", "", self._clock.now_ms()))
+            now_ms = self._clock.now_ms()
+            row = self._close(hold, ("released", 0, 0, 0, 0, 0, 0, 0, "", "", now_ms))
+            self._daybook.rows.append(row)
 
     async def flush(self) -> None:
         """Wait until everything booked so far is durable.
@@ -267,6 +303,7 @@ class Ledger:
             await self._db.write(
                 partial(recovery.end, epoch=self._epoch, low_id=self._next_attempt, now_ms=now_ms)
             )
+        self._daybook.close()
 
     def booked(self, key_id: str, kind: str, period: int, settled: int, overrun: int) -> None:
         """Take over what an entry, now durable, added to an account."""
@@ -293,7 +330,7 @@ class Ledger:
             if nano and account.room < nano:
                 raise over_budget(account, nano)
 
-    def _close(self, hold: Hold, closing: Closing) -> None:
+    def _close(self, hold: Hold, closing: Closing) -> tuple[Any, ...]:
         hold.closed = True
         del self._holds[hold.id]
         reserved, settled, overrun = hold.reserved, closing[1], closing[2]
@@ -303,9 +340,9 @@ class Ledger:
             if overrun:
                 account.overrun += overrun
         writer = self._writer
-        writer.pending.close(hold, closing)
         if not writer.busy:
             writer.schedule()
+        return writer.pending.close(hold, closing)
 
     def _current(self, grant: Budgeted, now_ms: int) -> Books:
         books = self._books.get(grant.key_id)

@@ -1,4 +1,7 @@
-"""The ledger's first and last transaction: open a new epoch, close what a dead one left open."""
+"""The ledger's first and last transaction: open a new epoch, close what a dead one left open.
+
+What the dead one had noted in its daybook is booked first, as it was noted.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tokenhub.access.accounts import Account
+from tokenhub.access.daybook import replay
 
 if TYPE_CHECKING:
     from tokenhub.storage.database import Row, Transaction
@@ -48,20 +52,28 @@ WHERE kind = 'total' OR (kind = 'month' AND period >= :month) OR (kind = 'day' A
 class Start(msgspec.Struct):
     """What a new process must know of the books.
 
-    ``last_day`` is the latest day (YYYYMMDD) that was ever reserved in, 0 if none; ``crashed``
-    how many attempts a dead process had left open.
+    ``last_day`` is the latest day (YYYYMMDD) that was ever reserved in, 0 if none; ``replayed``
+    how many attempts a dead process had noted as ended, and not committed; ``crashed`` how many it
+    had left open.
     """
 
     epoch: int
+    began_ms: int
     next_attempt: int
     next_account: int
     last_day: int
+    replayed: int
     crashed: int
     accounts: list[Account]
 
 
-def start(tx: Transaction, *, now_ms: int) -> Start:
-    """Settle what is open at its bound, begin an epoch, and read the running accounts."""
+def start(tx: Transaction, *, now_ms: int, noted: list[bytes]) -> Start:
+    """Book what was noted, settle what is still open at its bound, begin an epoch.
+
+    Raises:
+        StorageRefused: the notes are not of this database.
+    """
+    replayed = replay(tx, noted)
     crashed = tx.execute(_LEFT_OPEN)
     for number, key_id, month, day, nano in crashed:
         tx.execute(_CRASHED, {"id": number, "now_ms": now_ms})
@@ -72,7 +84,9 @@ def start(tx: Transaction, *, now_ms: int) -> Start:
     tx.execute(_BEGIN, {"epoch": epoch, "now_ms": now_ms, "low_id": next_attempt})
     where = {"month": last_day // 100, "day": last_day}
     accounts = [_account(row) for row in tx.execute(_RUNNING, where)]
-    return Start(epoch, next_attempt, next_account, last_day, len(crashed), accounts)
+    return Start(
+        epoch, now_ms, next_attempt, next_account, last_day, replayed, len(crashed), accounts
+    )
 
 
 def end(tx: Transaction, *, epoch: int, low_id: int, now_ms: int) -> None:

@@ -1,7 +1,8 @@
 """Writer: sends the ledger's batches to the database, one at a time and in order.
 
-What a turn of the loop books goes out together; while a batch is on its way to the disk the next
-one grows. A batch that cannot be written is tried again until it can: nothing booked is dropped.
+What is booked within ``PACE`` goes out together, at once when somebody waits for it; while a batch
+is on its way to the disk the next one grows. A batch that cannot be written is tried again until it
+can: nothing booked is dropped.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tokenhub.access.batch import Batch
+from tokenhub.access.daybook import Daybook
 from tokenhub.access.refusals import unwritten
 from tokenhub.core.errors import Unavailable
 
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
 
     from tokenhub.core.clock import Clock
     from tokenhub.storage.database import Database, Transaction
+    from tokenhub.storage.spool import Spool
+
+PACE = 0.02
+"""Seconds for which what nobody waits for may stand in the daybook alone."""
 
 _RETRY_FIRST, _RETRY_MOST = 0.1, 5.0
 
@@ -30,13 +36,21 @@ class Writer:
     """The queue of one batch between the books in memory and those on disk.
 
     Attributes:
-        busy: a batch is on its way, or about to be.
+        busy: a batch is on its way, or a time is set for it.
+        hurried: the next one goes out as soon as it can.
         pending: what goes out next.
+        daybook: where what is settled outlives this process until it is written.
         failing_since: monotonic seconds since which nothing could be written, None if all is well.
     """
 
     def __init__(
-        self, db: Database, clock: Clock, epoch: int, before: Callable[[Batch], None]
+        self,
+        db: Database,
+        spool: Spool | None,
+        clock: Clock,
+        epoch: int,
+        began_ms: int,
+        before: Callable[[Batch], None],
     ) -> None:
         """``before`` is shown each batch just before it goes out."""
         self._db = db
@@ -44,17 +58,32 @@ class Writer:
         self._before = before
         self._loop = asyncio.get_running_loop()
         self._epoch = epoch
+        self._timer: asyncio.TimerHandle | None = None
         self.busy = False
+        self.hurried = False
         self._stopped = False
         self._delay = _RETRY_FIRST
         self.pending = Batch(self._epoch)
+        self.daybook = Daybook(spool, clock, epoch, began_ms, self.hurry)
         self.failing_since: float | None = None
 
     def schedule(self) -> None:
-        """Send ``pending`` at the end of this turn of the loop, or when the way is free."""
+        """Send ``pending`` within ``PACE``, or when the way is free."""
         if not self.busy:
             self.busy = True
-            self._loop.call_soon(self._send)
+            self._timer = self._loop.call_later(PACE, self._send)
+
+    def hurry(self) -> None:
+        """Send ``pending`` at the end of this turn of the loop, or when the way is free."""
+        if self.hurried:
+            return
+        self.hurried = True
+        if self._timer is not None:
+            self._timer.cancel()
+        elif self.busy:
+            return
+        self.busy = True
+        self._loop.call_soon(self._send)
 
     async def flush(self) -> None:
         """Wait until everything booked so far is durable.
@@ -67,7 +96,7 @@ class Writer:
         if self.busy or self.pending:
             future = self._loop.create_future()
             self.pending.reserving.append(future)
-            self.schedule()
+            self.hurry()
             await future
 
     async def stop(self) -> bool:
@@ -80,8 +109,11 @@ class Writer:
         return True
 
     def _send(self) -> None:
+        self._timer = None
+        self.hurried = False
         batch = self.pending
         self._before(batch)
+        self.daybook.turn()
         self.pending = Batch(self._epoch)
         self._write(batch.statements(), batch)
 
@@ -105,9 +137,12 @@ class Writer:
             _log.warning("The ledger can be written again.")
             self.failing_since = None
             self._delay = _RETRY_FIRST
+        self.daybook.landed()
         batch.landed()
-        if self.pending or self.pending.awaited:
+        if self.hurried:
             self._send()
+        elif self.pending:
+            self._timer = self._loop.call_later(PACE, self._send)
         else:
             self.busy = False
 

@@ -154,19 +154,30 @@ class DataDir:
         _require_own_file(info, self.path / name)
 
     def _open_lock(self) -> int:
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        path = self.path / LOCK_NAME
-        try:
-            descriptor = os.open(LOCK_NAME, flags, 0o600, dir_fd=self._directory)
-        except OSError as error:
-            raise StorageRefused(_why_not_file(path, error)) from error
-        try:
-            _require_own_file(os.fstat(descriptor), path)
-            os.fchmod(descriptor, 0o600)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        return descriptor
+        return open_private(self.path / LOCK_NAME, folder=self._directory)
+
+
+def open_private(path: Path, *, flags: int = 0, folder: int | None = None) -> int:
+    """Open our own regular file to read and write, made 0600 if it is not there; a descriptor.
+
+    ``folder`` is the open directory it lies in, ``flags`` what else to open it with.
+
+    Raises:
+        StorageRefused: it is a link, no regular file, another user's, or cannot be opened.
+    """
+    flags |= os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    name = path if folder is None else path.name
+    try:
+        descriptor = os.open(name, flags, 0o600, dir_fd=folder)
+    except OSError as error:
+        raise StorageRefused(_why_not_file(path, error)) from error
+    try:
+        _require_own_file(os.fstat(descriptor), path)
+        os.fchmod(descriptor, 0o600)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def require_private(path: Path) -> None:

@@ -9,6 +9,7 @@ from tests.unit.access.money import PRICED, Key, most, used
 
 from tokenhub.access import batch
 from tokenhub.access.ledger import Ledger
+from tokenhub.access.writer import PACE
 
 STATES = "SELECT request_id, state, settled FROM ledger_attempts ORDER BY id"
 FREE = Key(key_id="free")
@@ -25,6 +26,12 @@ class Gate:
 
     def write_soon(self, fn, done):
         self.waiting.append((fn, done))
+
+    async def reached(self):
+        """Wait for a batch."""
+        async with asyncio.timeout(5):
+            while not self.waiting:  # noqa: ASYNC110
+                await asyncio.sleep(PACE / 4)
 
     async def let(self):
         """Commit what waits, and let the loop see it."""
@@ -59,6 +66,12 @@ async def gated(gate, clock):
         await gate.let()
 
 
+async def sent(ledger):
+    """What is booked goes out now, though nobody waits for it."""
+    ledger._writer.hurry()
+    await asyncio.sleep(0)
+
+
 def begin(ledger, request, key=FREE, nano=10):
     hold = ledger.spend(key, request, 1, PRICED, most(nano))
     return hold, hold.reserve()
@@ -66,7 +79,7 @@ def begin(ledger, request, key=FREE, nano=10):
 
 async def test_a_quick_attempt_beside_others_is_one_row_written_once(gated, gate, db):
     first, _ = begin(gated, "first")
-    await asyncio.sleep(0)  # the disk was free: it is on its way
+    await sent(gated)  # the disk was free: it is on its way
     second, _ = begin(gated, "second")
     third, _ = begin(gated, "third")
     assert second.book() is not None
@@ -81,35 +94,58 @@ async def test_a_quick_attempt_beside_others_is_one_row_written_once(gated, gate
     third.release()
 
 
-async def test_an_answer_waits_for_its_opening_and_no_longer(gated, gate):
-    hold, opening = begin(gated, "r")
-    assert opening is None
+async def test_what_nobody_waits_for_is_written_together(gated, gate):
+    holds = []
+    for number in range(3):
+        holds.append(begin(gated, f"r{number}")[0])
+        await asyncio.sleep(0)
+    assert not gate.waiting
+    await gate.reached()
+    assert len(gate.waiting) == 1
+    holds[0].release()
+    await gate.let()
+    assert not gate.waiting  # not at once, either, what came meanwhile
+    await gate.reached()
+    holds[1].release()
+    holds[2].release()
+
+
+async def test_who_waits_takes_along_what_nobody_waits_for(gated, gate, db):
+    free, _ = begin(gated, "free")
     await asyncio.sleep(0)
-    closing = hold.book()
-    assert not closing.done()
-    await gate.let()
-    assert closing.done()
-    assert len(gate.waiting) == 1  # its settlement
-
-    hold, _ = begin(gated, "s")  # not on its way yet: the answer waits for the whole row
-    closing = hold.book()
-    await gate.let()
-    assert not closing.done()
-    await gate.let()
-    assert closing.done()
-
-
-async def test_an_answer_of_a_durable_opening_waits_for_nothing(gated, gate):
-    hold, _ = begin(gated, "r")
+    hold, opening = begin(gated, "paid", Key(monthly_budget=100))
     await asyncio.sleep(0)
+    assert len(gate.waiting) == 1
     await gate.let()
-    assert hold.book() is None
+    assert opening.done()
+    assert [row[0] for row in await db.read(STATES)] == ["free", "paid"]
+    free.release()
+    hold.release()
+
+
+async def test_a_budget_set_goes_out_at_once(gated, gate):
+    free, _ = begin(gated, "free")
+    gated.adopt(Key(key_id="free", monthly_budget=100))
+    await asyncio.sleep(0)
+    assert len(gate.waiting) == 1
+    free.release()
+
+
+async def test_only_one_batch_is_on_its_way(gated, gate):
+    """Two files are enough for what is noted only as long as this holds."""
+    for number in range(5):
+        hold, _ = begin(gated, f"r{number}", Key(monthly_budget=1000))
+        gated.adopt(Key(monthly_budget=1000 + number))
+        await asyncio.sleep(0)
+        hold.release()
+        await asyncio.sleep(PACE * 1.5)
+        assert len(gate.waiting) == 1
 
 
 async def test_a_limit_set_meanwhile_meets_complete_sums(gated, gate, db):
     """Else its ceiling would be too low for the openings that follow."""
     first, _ = begin(gated, "first", nano=30)
-    await asyncio.sleep(0)
+    await sent(gated)
     second, _ = begin(gated, "second", nano=60)
     third, _ = begin(gated, "third")
     third.book()
@@ -120,7 +156,7 @@ async def test_a_limit_set_meanwhile_meets_complete_sums(gated, gate, db):
     assert await db.read(month) == [(90, 115)]  # 25 are settled
     first.release()
     second.release()
-    await asyncio.sleep(0)
+    await sent(gated)
     await gate.let()
     assert await db.read(month) == [(0, 50)]
     assert not gated.failing
@@ -205,8 +241,8 @@ async def test_statements_without_names_of_columns_meet_the_right_ones(db):
         "state": "open", "further": "", "flag": "", "closed_at": None,
     }  # fmt: skip
     assert await written() == row | fresh
-    await db.write(lambda tx: tx.execute(batch._CLOSE, (*closing, row["id"])))
+    await db.write(lambda tx: tx.execute(batch.CLOSE, (*closing, row["id"])))
     assert await written() == row
     await db.write(lambda tx: tx.execute("DELETE FROM ledger_attempts"))
-    await db.write(lambda tx: tx.execute(batch._WHOLE, (*opening, *closing)))
+    await db.write(lambda tx: tx.execute(batch.WHOLE, (*opening, *closing)))
     assert await written() == row

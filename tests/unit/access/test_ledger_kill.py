@@ -19,13 +19,14 @@ from tests.unit.access.money import StillClock
 from tokenhub.access.bookkeeper import Bookkeeper
 from tokenhub.access.ledger import Ledger
 from tokenhub.core.clock import SystemClock
+from tokenhub.storage.spool import FileSpool
 from tokenhub.storage.sqlite import SqliteDatabase
 
 KILLS = int(os.environ.get("TOKENHUB_LEDGER_KILLS", "4"))
 ROOT = Path(__file__).parents[3]
 
 # Says on stdout, one line each: "sent ID" before a call would be made, "done ID COST" after its
-# settlement returned. Both are written at once, so what is said happened.
+# settlement stood. Both are written at once, so what is said happened.
 CHILD = """
 import asyncio, os, random, sys
 from pathlib import Path
@@ -33,6 +34,7 @@ from tests.unit.access.money import PRICED, Key, most, used
 from tokenhub.access.ledger import Ledger
 from tokenhub.core.clock import SystemClock
 from tokenhub.core.errors import PaymentRequired
+from tokenhub.storage.spool import FileSpool
 from tokenhub.storage.sqlite import SqliteDatabase
 
 def say(text):
@@ -52,12 +54,13 @@ async def client(ledger, name, number):
             await asyncio.sleep(draw.random() / 100)
             cost = draw.randrange(bound + 1)
             await hold.settle(used(cost))
+            ledger.put_down()
             say(f"done {request} {cost}")
 
 async def main():
     clock = SystemClock()
     db = await SqliteDatabase.open(Path(sys.argv[1]), clock)
-    ledger = await Ledger.open(db, clock)
+    ledger = await Ledger.open(db, clock, FileSpool(Path(sys.argv[1])))
     say("ready")
     await asyncio.gather(*[client(ledger, f"{sys.argv[2]}-{n}", n) for n in range(32)])
 
@@ -71,7 +74,7 @@ async def test_kill_9_under_load(tmp_path):
     chance = random.Random("kill")
     done: dict[str, int] = {}
     sent: set[str] = set()
-    crashed = 0
+    crashed = noted = 0
     for cycle in range(KILLS):
         for line in life(path, cycle, chance.uniform(0.05, 0.4)):
             word, request, *rest = line.split()
@@ -80,7 +83,9 @@ async def test_kill_9_under_load(tmp_path):
             else:
                 done[request] = int(rest[0])
         db = await SqliteDatabase.open(path, SystemClock())
-        ledger = await Ledger.open(db, StillClock())
+        spool = FileSpool(path)
+        noted += len(spool.read())
+        ledger = await Ledger.open(db, StillClock(), spool)
         crashed += ledger.crashed
         assert await Bookkeeper(db, StillClock(), ledger).verify() == []
         rows = await db.read(
@@ -94,16 +99,14 @@ async def test_kill_9_under_load(tmp_path):
         assert len(books) == len(rows)
         assert sent <= books.keys()
         for request, cost in done.items():
-            state, bound, settled, flag = books[request]
-            # A key without a budget answers once the row is there; its settlement may follow.
-            unsynced = request not in sent and flag == "crash" and settled == bound
-            assert state == "settled"
-            assert settled == cost or unsynced
+            state, _, settled, flag = books[request]
+            assert (state, settled, flag) == ("settled", cost, "")
         for request, (_, bound, settled, flag) in books.items():
             if request not in done and flag:
                 assert (flag, settled) == ("crash", bound)
     assert len(done) > 100
     assert crashed > 0
+    assert noted > 0
 
 
 def life(path, cycle, seconds):

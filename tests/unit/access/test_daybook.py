@@ -1,0 +1,360 @@
+"""What a kill may not take: settlements that no commit has yet, booked at the next start."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+from tests.unit.access.money import PRICED, Key, StillClock, most, used
+
+from tokenhub.access.bookkeeper import Bookkeeper
+from tokenhub.access.daybook import RETRY
+from tokenhub.access.ledger import Ledger
+from tokenhub.core.clock import SystemClock
+from tokenhub.storage.database import StorageFailed, StorageRefused
+from tokenhub.storage.spool import FileSpool
+from tokenhub.storage.sqlite import SqliteDatabase
+
+ROWS = "SELECT request_id, state, reserved, settled, overrun, flag FROM ledger_attempts ORDER BY id"
+FREE = Key(key_id="free")
+
+
+class House:
+    """A database, its spool and a ledger; ``kill`` leaves on the disk what kill -9 would."""
+
+    def __init__(self, path):
+        self.path = path
+        self.clock = StillClock()
+
+    async def start(self):
+        self.db = await SqliteDatabase.open(self.path, SystemClock())
+        self.spool = FileSpool(self.path)
+        self.ledger = await Ledger.open(self.db, self.clock, self.spool)
+        return self.ledger
+
+    async def kill(self):
+        await kill(self)
+
+    async def stop(self):
+        await self.ledger.close()
+        await self.db.close()
+
+    async def rows(self):
+        await self.ledger.flush()
+        return await self.db.read(ROWS)
+
+    async def verify(self):
+        return await Bookkeeper(self.db, self.clock, self.ledger).verify()
+
+    @property
+    def files(self):
+        return [self.path.with_name(f"{self.path.name}-spool-{number}") for number in (0, 1)]
+
+
+async def kill(house):
+    ledger = house.ledger
+    ledger._writer._write = lambda *_: None
+    ledger._daybook.rows.clear()
+    ledger._daybook.sound = False
+    house.spool.close()
+    await house.db.close()
+
+
+@pytest.fixture
+async def house(tmp_path):
+    made = House(tmp_path / "money.sqlite")
+    await made.start()
+    yield made
+    await made.stop()
+
+
+def begin(ledger, request, key=FREE, nano=10):
+    hold = ledger.spend(key, request, 1, PRICED, most(nano))
+    return hold, hold.reserve()
+
+
+def answer(ledger, request, cost, key=FREE, nano=10):
+    hold, opening = begin(ledger, request, key, nano)
+    assert opening is None
+    hold.note(usage=used(cost))
+    assert hold.book() is None
+
+
+async def test_an_answer_that_left_has_its_row_after_a_kill(house):
+    answer(house.ledger, "answered", 7)
+    house.ledger.put_down()
+    answer(house.ledger, "not answered", 8)
+    await house.kill()
+    ledger = await house.start()
+    assert await house.rows() == [("answered", "settled", 10, 7, 0, "")]
+    assert ledger.crashed == 0
+    assert await house.verify() == []
+    for account in ledger.accounts("free").values():
+        assert (account.settled, account.reserved, account.overrun) == (7, 0, 0)
+
+
+async def test_what_is_noted_while_its_opening_is_on_its_way_is_whole(house):
+    """Neither the commit that opens it nor the one that closes it arrives."""
+    hold, _ = begin(house.ledger, "r")
+    house.ledger._writer._write = lambda *_: None
+    house.ledger._writer.hurry()
+    await asyncio.sleep(0)
+    hold.note(usage=used(6))
+    assert hold.book() is None
+    house.ledger.put_down()
+    await house.kill()
+    await house.start()
+    assert await house.rows() == [("r", "settled", 10, 6, 0, "")]
+    assert await house.verify() == []
+
+
+async def test_a_row_that_stands_open_is_closed_as_told_and_only_the_rest_at_its_bound(house):
+    told, _ = begin(house.ledger, "told", nano=50)
+    released, _ = begin(house.ledger, "released", nano=20)
+    open_, _ = begin(house.ledger, "open", nano=30)
+    await house.ledger.flush()
+    told.note(usage=used(12))
+    told.book()
+    released.release()
+    house.ledger.put_down()
+    await house.kill()
+    ledger = await house.start()
+    assert await house.rows() == [
+        ("told", "settled", 50, 12, 0, ""),
+        ("released", "released", 20, 0, 0, ""),
+        ("open", "settled", 30, 30, 0, "crash"),
+    ]
+    assert ledger.crashed == 1
+    assert await house.verify() == []
+    assert ledger.accounts("free")["total"].settled == 42
+    assert not open_.closed
+
+
+async def test_every_column_is_the_one_that_was_settled(house):
+    house.clock.ms += 5
+    answer(house.ledger, "committed", 7)
+    await house.ledger.flush()
+    answer(house.ledger, "noted", 7)
+    house.ledger.put_down()
+    await house.kill()
+    await house.start()
+    one, other = await house.db.read("SELECT * FROM ledger_attempts ORDER BY id")
+    names = [row[1] for row in await house.db.read("PRAGMA table_info(ledger_attempts)")]
+    differ = [n for n, a, b in zip(names, one, other, strict=True) if a != b]
+    assert differ == ["id", "request_id"]
+
+
+@pytest.mark.parametrize("committed", [False, True])
+async def test_booked_twice_counts_once(house, tmp_path, committed):
+    """The process dies again, between the commit of what was noted and the end of the notes."""
+    answer(house.ledger, "r", 7)
+    house.ledger.put_down()
+    if committed:
+        await house.ledger.flush()
+        answer(house.ledger, "s", 9)
+        house.ledger.put_down()
+    await house.kill()
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for file in filter(Path.exists, house.files):
+        shutil.copy(file, kept)
+    await house.start()
+    rows = await house.rows()
+    await house.kill()
+    for file in kept.iterdir():
+        shutil.copy(file, house.path.parent)
+    ledger = await house.start()
+    assert await house.rows() == rows
+    assert ledger.crashed == 0
+    assert await house.verify() == []
+    assert ledger.accounts("free")["month"].settled == sum(row[3] for row in rows)
+
+
+async def test_a_row_committed_but_still_noted_counts_once(house, tmp_path):
+    """The process dies between the commit and the end of its notes."""
+    answer(house.ledger, "r", 7)
+    house.spool.drop = lambda: None
+    await house.ledger.flush()
+    assert house.files[0].stat().st_size > 0
+    await house.kill()
+    await house.start()
+    assert await house.rows() == [("r", "settled", 10, 7, 0, "")]
+    assert await house.verify() == []
+
+
+async def test_a_limit_lowered_before_cannot_stop_the_start(house):
+    """The store has a ceiling of 5; what was noted since came under a lifted limit."""
+    house.ledger.adopt(Key(key_id="free", monthly_budget=5))
+    house.ledger.ensure("free")
+    await house.ledger.flush()
+    house.ledger.adopt(FREE)
+    answer(house.ledger, "r", 70, nano=80)
+    house.ledger.put_down()
+    await house.kill()
+    ledger = await house.start()
+    assert await house.rows() == [("r", "settled", 80, 70, 0, "")]
+    assert await house.verify() == []
+    month = "SELECT settled, budget, ceiling FROM ledger_accounts WHERE kind = 'month'"
+    assert await house.db.read(month) == [(70, 5, 70)]
+    assert ledger.accounts("free")["month"].capped
+    # The next batch brings it in line.
+    ledger.adopt(Key(key_id="free", monthly_budget=100))
+    await ledger.flush()
+    assert await house.db.read(month) == [(70, 100, 100)]
+
+
+async def test_an_overrun_is_kept(house):
+    hold, _ = begin(house.ledger, "r", nano=10)
+    house.ledger.adopt(Key(key_id="free", monthly_budget=15))
+    hold.note(usage=used(40))
+    hold.leave()
+    house.ledger.put_down()
+    await house.kill()
+    ledger = await house.start()
+    assert await house.rows() == [("r", "settled", 10, 15, 25, "cut")]
+    assert ledger.accounts("free")["month"].overrun == 25
+    assert await house.verify() == []
+
+
+async def test_two_days_are_booked_where_they_belong(house):
+    answer(house.ledger, "old", 3)
+    house.ledger.put_down()
+    house.clock.set("2026-12-01T00:00:00")
+    answer(house.ledger, "new", 4)
+    house.ledger.put_down()
+    await house.kill()
+    ledger = await house.start()
+    assert await house.verify() == []
+    sums = {kind: account.settled for kind, account in ledger.accounts("free").items()}
+    assert sums == {"month": 4, "day": 4, "total": 7}
+
+
+async def test_a_damaged_tail_loses_nothing_before_it(house, caplog):
+    for number in range(3):
+        answer(house.ledger, f"r{number}", number)
+        house.ledger.put_down()
+    await house.kill()
+    file = house.files[0]
+    file.write_bytes(file.read_bytes()[:-1])
+    await house.start()
+    assert [row[0] for row in await house.rows()] == ["r0", "r1"]
+    assert await house.verify() == []
+    assert "is torn" in caplog.text
+    assert "was booked: 2." in caplog.text
+
+
+async def test_notes_of_another_database_are_refused_and_kept(house, tmp_path):
+    answer(house.ledger, "r", 7)
+    house.ledger.put_down()
+    await house.kill()
+    (tmp_path / "elsewhere").mkdir()
+    other = House(tmp_path / "elsewhere" / "money.sqlite")
+    shutil.copy(house.files[0], other.path.parent)
+    with pytest.raises(StorageRefused, match="another database"):
+        await other.start()
+    assert other.files[0].read_bytes() == house.files[0].read_bytes()
+    await other.db.close()
+    await house.start()
+
+
+async def test_notes_of_another_release_are_refused_and_kept(house):
+    house.spool.append(msgspec.msgpack.encode({"version": 2}))
+    before = house.files[0].read_bytes()
+    await house.kill()
+    with pytest.raises(StorageRefused, match="another release"):
+        await house.start()
+    assert house.files[0].read_bytes() == before
+    house.spool.clear()
+    await house.db.close()
+    await house.start()
+
+
+async def test_a_key_with_a_budget_waits_for_the_disk(house):
+    key = Key(monthly_budget=100)
+    hold, opening = begin(house.ledger, "r", key)
+    await hold.opened(opening)
+    assert await house.db.read(ROWS) == [("r", "open", 10, 0, 0, "")]
+    hold.note(usage=used(4))
+    closing = hold.book()
+    house.ledger.put_down()
+    assert not closing.done()
+    await closing
+    assert await house.db.read(ROWS) == [("r", "settled", 10, 4, 0, "")]
+
+
+async def test_without_a_spool_every_answer_waits_for_the_disk(ledger, db):
+    hold, _ = begin(ledger, "r")
+    await ledger.flush()
+    hold.note(usage=used(4))
+    await hold.book()
+    assert await db.read(ROWS) == [("r", "settled", 10, 4, 0, "")]
+
+
+async def test_nothing_stays_noted_that_is_committed(house):
+    for number in range(50):
+        answer(house.ledger, f"r{number}", 1)
+        house.ledger.put_down()
+        await asyncio.sleep(0.002)
+    assert len(await house.db.read(ROWS)) > 10  # nobody waited, and it is committed all the same
+    await house.ledger.flush()
+    assert [file.stat().st_size for file in house.files] == [0, 0]
+    await house.stop()
+    assert not any(file.exists() for file in house.files)
+    await house.start()
+
+
+async def test_while_nothing_can_be_noted_answers_wait_for_the_disk(house, caplog):
+    append, failing = house.spool.append, True
+
+    def broken(record):
+        if failing:
+            raise StorageFailed("No space left.")
+        append(record)
+
+    house.spool.append = broken
+    answer(house.ledger, "first", 7)  # it cannot know yet
+    house.ledger.put_down()
+    await asyncio.sleep(0)
+    hold, _ = begin(house.ledger, "second")
+    closing = hold.book()
+    assert closing is not None
+    house.ledger.put_down()
+    await closing
+    assert len(await house.db.read(ROWS)) == 2
+    house.clock.ms += int(RETRY * 1000) + 1
+    failing = False
+    hold, _ = begin(house.ledger, "third")
+    await hold.book()
+    answer(house.ledger, "fourth", 9)
+    house.ledger.put_down()
+    await house.kill()
+    await house.start()
+    assert [row[3] for row in await house.rows()] == [7, 25, 25, 9]
+    assert caplog.text.count("No space left") == 1
+    assert "can be written again" in caplog.text
+
+
+async def test_while_the_books_cannot_be_written_notes_still_are(house, monkeypatch):
+    monkeypatch.setattr("tokenhub.access.writer._RETRY_FIRST", 60)
+    await house.db.write(
+        lambda tx: tx.execute(
+            "CREATE TRIGGER broken BEFORE INSERT ON ledger_attempts "
+            "BEGIN SELECT RAISE(ABORT, 'broken'); END"
+        )
+    )
+    answer(house.ledger, "first", 7)
+    house.ledger.put_down()
+    house.ledger._writer.hurry()
+    async with asyncio.timeout(10):
+        while not house.ledger.failing:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    answer(house.ledger, "second", 8)
+    house.ledger.put_down()
+    await house.db.write(lambda tx: tx.execute("DROP TRIGGER broken"))
+    await house.kill()
+    await house.start()
+    assert [row[3] for row in await house.rows()] == [7, 8]
+    assert await house.verify() == []
