@@ -18,6 +18,7 @@ a second place that may differ; between the two stands the middle.
 from __future__ import annotations
 
 import re
+from io import BytesIO
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
@@ -37,8 +38,6 @@ _PADDING = re.compile(rb'"(?:obfuscation|p)": ?"([0-9A-Za-z]*)"')
 _LOOK = 4096  # bytes searched for them
 _PROBE = b"<what was said>"
 _PROBED = _PROBE.decode()
-# The interpreter searches for a short needle several times as fast as for one of 100 bytes.
-_NEEDLE = 16
 
 _event = msgspec.json.Decoder(Event)
 _string = msgspec.json.Decoder(str)
@@ -53,7 +52,7 @@ class Pattern:
         choice: the index of the choice that speaks.
     """
 
-    __slots__ = ("_between", "_foot", "_head", "_least", "_middle", "_quoted", "choice")
+    __slots__ = ("_foot", "_head", "_least", "_middle", "_quoted", "choice")
 
     def __init__(self, head: bytes, middle: bytes, foot: bytes, choice: int) -> None:
         self._head = head
@@ -61,8 +60,6 @@ class Pattern:
         self._foot = foot
         self._least = len(head) + len(middle) + len(foot)
         self._quoted = slice(len(head) - 1, 1 - len(foot))
-        # Made by the first read with several events, which many streams never have.
-        self._between: _Between | None = None
         self.choice = choice
 
     def said(self, events: bytes) -> int:
@@ -118,13 +115,18 @@ class Pattern:
     def _pieces(self, words: bytes) -> Sequence[bytes]:
         """The words of each event; empty when what is between them is not of the pattern."""
         pieces: Sequence[bytes]
-        between = self._between
-        if between is None:
-            between = self._between = _Between(self._head, self._foot)
-        *firsts, last = words.split(between.needle)
-        pieces = [*map(between.words_of, firsts), last]
-        if firsts and between.joint.join(pieces) != words:
-            return ()
+        # Each event is a line and an empty one. Read as lines they come apart in a third of the
+        # time that a split takes.
+        first, *others = BytesIO(words).readlines()[::2]
+        if others:
+            head, foot = self._head, self._foot
+            last = others.pop()[len(head) :]
+            within = itemgetter(slice(len(head), 1 - len(foot)))
+            pieces = [first[: 1 - len(foot)], *map(within, others), last]
+            if (foot + head).join(pieces) != words:
+                return ()
+        else:
+            pieces = [first]
         if not self._middle:
             return pieces
         middle = self._middle
@@ -133,20 +135,6 @@ class Pattern:
         if b"" in middles or not (padding.isalnum() or not padding):
             return ()
         return pieces
-
-
-class _Between:
-    """What stands between the words of two neighbours: the foot of one, the head of the next.
-
-    ``needle`` is its end, to look for; ``words_of`` takes off the rest of it.
-    """
-
-    __slots__ = ("joint", "needle", "words_of")
-
-    def __init__(self, head: bytes, foot: bytes) -> None:
-        self.joint = foot + head
-        self.needle = head[-_NEEDLE:]
-        self.words_of = itemgetter(slice(None, len(self.needle) - len(self.joint)))
 
 
 def learn(events: bytes) -> Pattern | None:
