@@ -58,7 +58,7 @@ from tokenhub.web.http1 import HttpServer
 from tokenhub.web.routes import Handlers, routes
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from tokenhub.core.catalog import Catalog, Provider
     from tokenhub.gateway.call import Call, ClientRequest
@@ -107,6 +107,8 @@ class App:
         self.prober: Prober
         self.server: HttpServer
         self._tasks: list[asyncio.Task[None]] = []
+        self._learning: AsyncIterator[int]
+        self._opening: asyncio.Task[None] | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     @classmethod
@@ -155,7 +157,8 @@ class App:
 
             credentials = CredentialsFile(app.catalog, app.vault, app.audit)
             await credentials.load(settings.credentials_file)
-        await app.router.rebuild()
+        app._learning = app.router.recall()
+        await anext(app._learning, 0)  # what was learned last counts most; the rest comes later
         app.bus = EventBus(clock)
         app.journal = Journal(db, asyncio.get_running_loop().call_later, app.keys.name_of)
         await app.journal.open()
@@ -165,7 +168,6 @@ class App:
             asyncio.get_running_loop().call_later,
             retention_days=settings.series_retention_days,
         )
-        await app.observer.open()
         app.tracing = _tracing(settings, lambda: app.catalog.current)
         app._wire()
         app._announce()
@@ -385,6 +387,9 @@ class App:
         self._new_day()
         self.bus.beat(HEARTBEAT_EVERY, self._heartbeat)
         loop = asyncio.get_running_loop()
+        # Nobody waits for the past: it takes longer the more of it there is.
+        self._opening = loop.create_task(self.observer.open())
+        self._tasks.append(loop.create_task(self._learn()))
         self._tasks.append(loop.create_task(self.retention.run()))
         if not settings.health_probe_disabled:
             self._tasks.append(loop.create_task(self.prober.run()))
@@ -407,12 +412,22 @@ class App:
         self.keys.save_used()
         self.rewards.flush()
         self.journal.flush()
+        if self._opening is not None:
+            await self._opening  # or what was observed meanwhile would be lost
         self.observer.close()
         await self.ledger.close()
         if self.tracing is not None:
             await asyncio.to_thread(self.tracing.close)
         await self.db.close()
         self.data.close()
+
+    async def _learn(self) -> None:
+        """Learn again what is left of the past."""
+        try:
+            async for _ in self._learning:
+                await asyncio.sleep(0)
+        except HubError as error:
+            log.warning("What was learned earlier could not be read: %s", error.message)
 
     def _heartbeat(self) -> str:
         catalog = self.catalog.current

@@ -18,7 +18,7 @@ from tokenhub.routing.rules import encode
 from tokenhub.routing.tried import tried
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from tokenhub.core.decision import Attempt, Decision
     from tokenhub.routing.rules import Rules
@@ -33,7 +33,7 @@ MOST_PENDING = 100_000
 LIST_PAGE = 200
 REBUILD_MS = 7 * 24 * 3_600_000  # older rewards have faded below 1 %
 REBUILD_ROWS = 100_000
-REBUILD_PAGE = 5_000  # read at once: nobody waits for the loop yet
+REBUILD_PAGE = 100  # rows read at once, between which requests get their turn
 
 # In the order of the columns, evidence and feedback among them; see migrations 0003, 0007, 0009.
 _INSERT = f"INSERT INTO decision_log VALUES ({','.join('?' * 13)}) ON CONFLICT DO NOTHING"  # noqa: S608
@@ -251,17 +251,17 @@ class RewardLog:
         # A write ordered after the flush: when it is acknowledged the flush is readable.
         await self._db.write(lambda _: None, patient=True)
 
-    async def learned(self, now_ms: int) -> list[Tried]:
-        """The attempts whose rewards still count, oldest first."""
-        found: list[Tried] = []
+    async def learned(self, now_ms: int) -> AsyncIterator[list[Tried]]:
+        """The attempts whose rewards still count, latest first, some at a time."""
+        left = REBUILD_ROWS
         since = now_ms - REBUILD_MS
         async for some in tried(self._db, REBUILD_PAGE):
-            found += [one for one in some if one.reward is not None and one.at > since]
-            if len(found) >= REBUILD_ROWS or (some and some[-1].at <= since):
+            found = [one for one in some if one.reward is not None and one.at > since][:left]
+            if found:
+                yield found
+            left -= len(found)
+            if not left or (some and some[-1].at <= since):
                 break
-        del found[REBUILD_ROWS:]
-        found.reverse()
-        return found
 
     async def prune(self, before_ms: int) -> int:
         """Delete what is older than a moment, in slices so that no lock is long; how many rows."""

@@ -29,7 +29,7 @@ from tokenhub.routing.shortlist import Shortlists, listed
 from tokenhub.routing.thompson import Bandit, bucket_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from tokenhub.core.catalog import Catalog
     from tokenhub.core.clock import Clock
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from tokenhub.routing.rewards import RewardLog
 
 NOTHING: Mapping[str, str] = {}
+LATEST = 1_000  # rewards: of an arm, what is older counts 1 % less for each later one
 REMEMBERED = 20_000  # latest answers that feedback can reach
 SEED_BITS = 48  # exact in every JSON reader
 
@@ -234,20 +235,29 @@ class Router:
         if self._log is not None:
             self._log.feedback(request_id, answer.attempt, score, change)
 
-    async def rebuild(self) -> int:
-        """Learn again what the log holds, at start; the number of rewards read."""
+    async def recall(self) -> AsyncIterator[int]:
+        """Learn again what the log holds, latest first, also while new outcomes are recorded.
+
+        Yields:
+            How many rewards were read, first when the latest of them were.
+        """
         if self._log is None:
-            return 0
+            return
         now = self._clock.now_ms()
-        learned = await self._log.learned(now)
-        for one in learned:
-            assert one.reward is not None
-            self.bandit.update(one.model_id, one.token_bucket, one.reward, min(one.at, now))
-            if not one.error_class:
-                quality = 1.0 if one.feedback is None else one.feedback
-                answer = _Answer(one.attempt, one.model_id, one.token_bucket, quality)
-                self._remember(one.request_id, answer)
-        return len(learned)
+        count = 0
+        async for some in self._log.learned(now):
+            for one in some:
+                assert one.reward is not None
+                self.bandit.recall(one.model_id, one.token_bucket, one.reward, min(one.at, now))
+                if not one.error_class:
+                    quality = 1.0 if one.feedback is None else one.feedback
+                    answer = _Answer(one.attempt, one.model_id, one.token_bucket, quality)
+                    self._recall_answer(one.request_id, answer)
+            count += len(some)
+            if count >= LATEST:
+                yield count
+        if count < LATEST:
+            yield count
 
     def snapshot(self) -> dict[str, Any]:
         """What was learned and the aliases' turns, JSON-able. Health is of the moment, not here."""
@@ -291,6 +301,11 @@ class Router:
             or query.model.strip().endswith(wish)
         )
         return bucket_of(query.input_tokens) if learns else ""
+
+    def _recall_answer(self, request_id: str, answer: _Answer) -> None:
+        if len(self._answers) < REMEMBERED and request_id not in self._answers:
+            self._answers[request_id] = answer
+            self._answers.move_to_end(request_id, last=False)
 
     def _remember(self, request_id: str, answer: _Answer) -> None:
         self._answers[request_id] = answer

@@ -47,12 +47,13 @@ def bucket_of(tokens: int) -> str:
 class Arm:
     """What is known of one model in one bucket: faded sums of reward and of what missed 1."""
 
-    __slots__ = ("_known", "lost", "tick", "won")
+    __slots__ = ("_known", "count", "lost", "tick", "won")
 
     def __init__(self, tick: int = 0, won: float = 0.0, lost: float = 0.0) -> None:
         self.tick = tick
         self.won = won
         self.lost = lost
+        self.count = 0  # rewards taken in by this process
         self._known: tuple[float, float] | None = None
 
     @property
@@ -78,6 +79,17 @@ class Arm:
         """Take in one reward."""
         self.won = self.won * FADE + reward
         self.lost = self.lost * FADE + (1.0 - reward)
+        self.count += 1
+        self._known = None
+
+    def recall(self, reward: float, tick: int) -> None:
+        """Take in a reward that is older than all that were taken in, as if it had come first."""
+        weight: float = FADE**self.count
+        if tick < self.tick:
+            weight *= 0.5 ** ((self.tick - tick) * TICK_MS / HALF_LIFE_MS)
+        self.won += weight * reward
+        self.lost += weight * (1.0 - reward)
+        self.count += 1
         self._known = None
 
     def correct(self, change: float) -> None:
@@ -113,6 +125,15 @@ class Bandit:
         if arm is None or arm.tick != now_ms // TICK_MS:
             arm = _arm(found, model_id, now_ms)
         arm.learn(reward)
+        found.changed.add(model_id)
+
+    def recall(self, model_id: str, bucket: str, reward: float, then_ms: int) -> None:
+        """Learn an earlier reward again; to be called latest first."""
+        found = self._buckets[bucket]
+        tick = then_ms // TICK_MS
+        if (arm := found.arms.get(model_id)) is None:
+            arm = found.arms[model_id] = Arm(tick)
+        arm.recall(reward, tick)
         found.changed.add(model_id)
 
     def correct(self, model_id: str, bucket: str, change: float, now_ms: int) -> None:

@@ -6,13 +6,16 @@ of a second later, when the list is long, or when somebody asks.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from typing import TYPE_CHECKING, Any
 
+from tokenhub.core.errors import HubError
 from tokenhub.telemetry.cell import KEY, MODE, PAIR, Label, pair_of
 from tokenhub.telemetry.metrics import Metrics
 from tokenhub.telemetry.past import Memory
-from tokenhub.telemetry.series import DAY, HOUR, MINUTE, RETENTION_DAYS, SECOND, Series
-from tokenhub.telemetry.stats import Stats
+from tokenhub.telemetry.series import MINUTE, RETENTION_DAYS, SECOND, Series
+from tokenhub.telemetry.stats import Stats, reach
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from tokenhub.telemetry.query import Question
     from tokenhub.telemetry.stats import Report
 
+log = logging.getLogger(__name__)
+
 TICK_S = 0.25
 FOLD_AT = 256
 FLUSH_TICKS = 8
@@ -36,6 +41,8 @@ Which = tuple[str, str, str, str, str, int, str]
 
 class Observer:
     """Takes finished requests; answers with numbers.
+
+    Requests may be observed before ``open`` is through: they are counted then, and questions wait.
 
     Args:
         db: where roll-ups go.
@@ -58,24 +65,35 @@ class Observer:
         self._lines: dict[Which, tuple[Line, Counts]] = {}
         self._ticking = False
         self._ticks = 0
+        self._opened = asyncio.Event()
         self.metrics = Metrics()
         self.stats = Stats()
         self._memory = Memory()
         self.series = Series(db, self.stats.add, retention_days=retention_days)
 
     async def open(self) -> None:
-        """Take up what the last life stored."""
-        now = self._clock.now_ms()
+        """Take up what the last life stored, a little at a time; others get their turn."""
+        try:
+            await self._take_up(self._clock.now_ms())
+        except HubError as error:
+            log.error("Statistics begin anew, what is stored cannot be read: %s", error.message)  # noqa: TRY400
+        finally:
+            self._opened.set()
+        self.fold()
+
+    async def _take_up(self, now: int) -> None:
         await self.series.open(now)
-        for resolution, back in ((MINUTE, DAY), (SECOND, HOUR)):
+        for resolution in (MINUTE, SECOND):
             until = now - now % resolution
-            async for at, label, cell in self.series.stored(resolution, now - back, until):
-                self.stats.load(at, label, cell, resolution)
+            async for at, label, cell in self.series.stored(
+                resolution, now - reach(resolution), until
+            ):
+                self.stats.load(at, label, cell, resolution, now)
         # The running minute stands in no row of a minute yet.
         async for at, label, cell in self.series.stored(
             SECOND, now - now % MINUTE, now - now % SECOND
         ):
-            self.stats.load(at, label, cell, MINUTE)
+            self.stats.load(at, label, cell, MINUTE, now)
         self.stats.expire(now)
         self.series.known(self.stats.labels())
 
@@ -97,6 +115,8 @@ class Observer:
 
     def fold(self) -> None:
         """Count what waits, and close what is over."""
+        if not self._opened.is_set():
+            return
         waiting, self._waiting = self._waiting, []
         series, lines = self.series, self._lines
         now = self._clock.now_ms()
@@ -132,6 +152,9 @@ class Observer:
         return line, counts
 
     def _tick(self) -> None:
+        if not self._opened.is_set():
+            self._call_later(TICK_S, self._tick)
+            return
         self.fold()
         self._ticks += 1
         if self._ticks % FLUSH_TICKS == 0 or self.series.idle:
@@ -143,6 +166,7 @@ class Observer:
 
     async def report(self, key_name: Callable[[str], str]) -> Report:
         """The figures of all windows."""
+        await self._opened.wait()
         self.fold()
         return await self.stats.report(self._clock.now_ms(), self.series.running(), key_name)
 
@@ -150,11 +174,13 @@ class Observer:
         """A time series; see ``query.answer``."""
         from tokenhub.telemetry import query  # noqa: PLC0415  # for admins only
 
+        await self._opened.wait()
         self.fold()
         return await query.answer(self.series, asked, self._clock.now_ms(), self._memory)
 
     async def prune(self) -> int:
         """Delete what is older than its retention; how many rows."""
+        await self._opened.wait()
         self.fold()
         now = self._clock.now_ms()
         self.stats.expire(now)

@@ -49,6 +49,7 @@ MOST_DAYS = 3_660
 MOST_UNWRITTEN = 50_000
 FLUSH_AT = 500
 PRUNE_SLICE = 2_000
+LOAD_SLICE = 4  # cells before others get their turn on the loop
 LOAD_SPANS = 60  # so many seconds, or minutes, of all labels are in memory while loading
 _SETTING = "series_retention_days"
 _CLOCK_SET_BACK = HOUR
@@ -377,8 +378,10 @@ class Series:
             if first is None:
                 return
             page = span | {"since": first, "until": min(first + LOAD_SPANS * resolution, until)}
-            for row in await self._db.read(_SINCE, page):
+            for done, row in enumerate(await self._db.read(_SINCE, page), 1):
                 yield row[1], names[row[0]], Cell.of_row(row[2:])
+                if done % LOAD_SLICE == 0:
+                    await asyncio.sleep(0)
             span["since"] = page["until"]
 
     async def prune(self, now_ms: int) -> int:

@@ -44,6 +44,16 @@ SPANS = (
 )
 
 
+def reach(resolution: int) -> int:
+    """How far back, in milliseconds, windows need stored rows of a second or of a minute."""
+    return max(span.length + span.slot for span in SPANS if _takes(span, resolution))
+
+
+def _takes(span: Span, resolution: int) -> bool:
+    # Windows whose slots hold whole minutes take minutes, the others seconds.
+    return (span.slot >= MINUTE_MS) == (resolution >= MINUTE_MS)
+
+
 class Window:
     """One window: slots, oldest first, packed once they are full, and their sum by label."""
 
@@ -62,6 +72,11 @@ class Window:
         for label, cell in cells.items():
             merge_into(self._filling, label, cell)
             merge_into(self.totals, label, cell)
+
+    def reaches(self, at_ms: int, now_ms: int) -> bool:
+        """Whether a moment is not over yet."""
+        span = self.span
+        return at_ms - at_ms % span.slot > now_ms - span.length - span.slot
 
     def _turn(self, at: int) -> None:
         if self._filling:
@@ -95,13 +110,10 @@ class Stats:
         for window in self._windows:
             window.add(at_ms, cells)
 
-    def load(self, at_ms: int, label: Label, cell: Cell, span_ms: int) -> None:
-        """Take in a stored cell of a second or a minute; oldest first.
-
-        Windows whose slots hold whole minutes take minutes, the others seconds.
-        """
+    def load(self, at_ms: int, label: Label, cell: Cell, resolution: int, now_ms: int) -> None:
+        """Take in a stored cell of a second or a minute, as of now; oldest first."""
         for window in self._windows:
-            if (window.span.slot >= MINUTE_MS) == (span_ms >= MINUTE_MS):
+            if _takes(window.span, resolution) and window.reaches(at_ms, now_ms):
                 window.add(at_ms, {label: cell})
 
     def expire(self, now_ms: int) -> None:

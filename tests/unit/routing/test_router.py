@@ -157,7 +157,7 @@ async def test_the_log_rebuilds_what_was_learned(logged, db, clock):
     log.flush()
     await db.write(lambda _: None, patient=True)
     again = Router(clock, seed=3, log=RewardLog(db, asyncio.get_running_loop().call_later))
-    assert await again.rebuild() == 20
+    assert [count async for count in again.recall()] == [20]
     now = clock.now_ms()
     for bucket in ("small",):
         one, two = (each.bandit.view(["a", "b"], bucket, now) for each in (router, again))
@@ -165,6 +165,43 @@ async def test_the_log_rebuilds_what_was_learned(logged, db, clock):
         for name in one:
             assert one[name] == pytest.approx(two[name], rel=1e-2)
     again.feedback("r-19", 0.75)
+
+
+async def test_what_is_recalled_while_requests_go_on_is_as_if_it_had_come_first(
+    logged, db, clock, monkeypatch
+):
+    monkeypatch.setattr("tokenhub.routing.rewards.REBUILD_PAGE", 3)
+    monkeypatch.setattr("tokenhub.routing.router.LATEST", 6)
+
+    def answer(routers, number, at):
+        decision = routers[0].decide(query(request_id=f"r-{number}", model="auto:thompson"))
+        done = attempt(decision, at_ms=at, cost=number * 10**6)
+        for router in routers:
+            router.record(decision, done)
+        return decision, done
+
+    router, log = logged
+    for number in range(20):
+        decision, done = answer([router], number, clock.now_ms())
+        finish(router, decision, [done], "ok")
+        clock.advance(61)
+    await log.stored("r-0")
+    again = Router(clock, seed=3, log=RewardLog(db, asyncio.get_running_loop().call_later))
+    recalled = again.recall()
+    assert await anext(recalled) == 8
+    counts = []
+    async for count in recalled:
+        counts.append(count)
+        answer([router, again], 100 + count, clock.now_ms())
+        clock.advance(61)
+    assert counts == [11, 14, 17, 20]
+    now = clock.now_ms()
+    one, two = (each.bandit.view(["a", "b"], "small", now) for each in (router, again))
+    assert one.keys() == two.keys()
+    for name, arm in one.items():
+        assert two[name] == pytest.approx(arm)
+    again.feedback("r-0", 0.5)
+    assert next(iter(again._answers)) == "r-0"
 
 
 async def test_rows_are_written_in_batches_without_being_asked(logged, db):
