@@ -29,8 +29,10 @@ LATE = {
     "jsonschema_rs",
     "opentelemetry",
     "tokenhub.credentials",
+    "tokenhub.gateway.native",
     "tokenhub.providers.anthropic",
     "tokenhub.providers.demo",
+    "tokenhub.routing.explain",
     "tokenhub.web.admin",
 }
 

@@ -24,7 +24,6 @@ from tokenhub.gateway.call import Call
 from tokenhub.gateway.features import features_of
 from tokenhub.gateway.hedge import race
 from tokenhub.gateway.intent import PLAIN
-from tokenhub.gateway.native import native_intent
 from tokenhub.routing.retry import Try
 
 if TYPE_CHECKING:
@@ -96,6 +95,8 @@ class Pipeline:
         Raises:
             HubError: what the client gets instead.
         """
+        from tokenhub.gateway.native import native_intent  # noqa: PLC0415  # few ask in our words
+
         return self.chat(request, grant, NATIVE, native_intent)
 
     async def chat(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from tokenhub.core.decision import Evidence
-from tokenhub.routing.explain import encode_evidence
+from tokenhub.routing.record import encode_evidence
 
 if TYPE_CHECKING:
     from tokenhub.storage.database import Database, Transaction

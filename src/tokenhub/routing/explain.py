@@ -1,7 +1,7 @@
-"""A decision in words and numbers: the table ``simulate`` and ``explain`` show, and the record.
+"""A decision in words and numbers: the table ``simulate`` and ``explain`` show.
 
-A record holds what a decision was made of, not what it came to: the table of a past decision is
-made by deciding again, and the two choices are compared.
+The table of a past decision is made by deciding again from its record, and the two choices are
+compared.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from tokenhub.core.decision import Attempt, Evidence, RouteQuery
+from tokenhub.core.decision import Attempt, Evidence
 from tokenhub.core.errors import HubError
 from tokenhub.core.money import format_per_1k, output_price, usd
 from tokenhub.routing.decide import Ask, decide, screen_of
 from tokenhub.routing.flip import smallest_flip
+from tokenhub.routing.record import Record
 from tokenhub.routing.refusal import explain_fault
 from tokenhub.routing.rules import decode
 
@@ -24,48 +25,7 @@ if TYPE_CHECKING:
     from tokenhub.routing.rules import Rules
 
 _ROUTED = frozenset({"weighted", "softmax", "thompson"})
-_encode = msgspec.json.Encoder().encode
 _MONEY = frozenset({"budget_exceeded", "price_unknown"})
-
-
-class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A decision as it is stored, beside its rules and its evidence.
-
-    ``choice`` is "" when nobody could answer; ``propensity`` is for offline evaluation, ``bucket``
-    for learning again what was learned. All else is found by deciding again.
-    """
-
-    query: RouteQuery
-    seed: int
-    turn: int = 0
-    bucket: str = ""
-    choice: str = ""
-    propensity: float = 0.0
-
-
-def encode_record(decision: Decision) -> bytes:
-    """The record of a decision as JSON."""
-    candidates = decision.candidates
-    if not candidates:
-        return _encode(
-            Record(query=decision.query, seed=decision.seed, turn=decision.evidence.turn)
-        )
-    chosen = candidates[0]
-    return _encode(
-        Record(
-            query=decision.query,
-            seed=decision.seed,
-            turn=decision.evidence.turn,
-            bucket=decision.bucket,
-            choice=chosen.model.id,
-            propensity=chosen.propensity,
-        )
-    )
-
-
-def encode_evidence(evidence: Evidence) -> bytes:
-    """Evidence as JSON, without the turn, which is the request's own."""
-    return msgspec.json.encode(msgspec.structs.replace(evidence, turn=0))
 
 
 def again(stored: StoredDecision) -> tuple[Record, Rules, Decision]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tokenhub.routing.evidence_log import OLDEST_BASE_MS, EvidenceLog, read_evidence
-from tokenhub.routing.explain import encode_record
+from tokenhub.routing.record import encode_record
 from tokenhub.routing.reward import latency_budget
 from tokenhub.routing.rules import encode
 from tokenhub.routing.tried import tried

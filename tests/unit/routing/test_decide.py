@@ -15,7 +15,7 @@ from tokenhub.core.bounds import Measure, bound
 from tokenhub.core.decision import Evidence, Limits, ModelView, ProviderView
 from tokenhub.core.errors import Forbidden, HubError, InvalidRequest, NotFound, VaultLocked
 from tokenhub.routing.decide import decide, draw_of
-from tokenhub.routing.explain import encode_record
+from tokenhub.routing.record import encode_record
 from tokenhub.routing.rules import decode, encode
 from tokenhub.routing.shortlist import MOST_KINDS, Shortlists
 

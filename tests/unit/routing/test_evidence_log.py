@@ -10,7 +10,8 @@ from tests.unit.routing.world import ManualClock, attempt, catalog, model, query
 from tokenhub.core.decision import Evidence, ModelView, encode_attempts
 from tokenhub.routing import evidence_log as module
 from tokenhub.routing.evidence_log import EvidenceLog, read_evidence
-from tokenhub.routing.explain import encode_evidence, replay
+from tokenhub.routing.explain import replay
+from tokenhub.routing.record import encode_evidence
 from tokenhub.routing.rewards import RewardLog
 from tokenhub.routing.router import Router
 

@@ -10,8 +10,9 @@ from tests.unit.routing.world import evidences, model, per_million, queries, que
 from tokenhub.core.decision import Evidence, ModelView, ProviderView
 from tokenhub.core.errors import HubError
 from tokenhub.routing.decide import decide
-from tokenhub.routing.explain import describe, encode_record
+from tokenhub.routing.explain import describe
 from tokenhub.routing.flip import smallest_flip
+from tokenhub.routing.record import encode_record
 
 
 @given(queries, worlds(), evidences, st.integers(0, 2**48 - 1))
