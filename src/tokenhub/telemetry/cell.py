@@ -9,6 +9,8 @@ import msgspec
 from tokenhub.telemetry.sketch import Sketch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tokenhub.storage.database import Row
     from tokenhub.telemetry.journal import Entry
 
@@ -44,6 +46,28 @@ def pair_of(entry: Entry) -> tuple[str, str]:
         return entry.model_id, entry.provider_id
     last = entry.attempts[-1]
     return last.model_id, last.provider_id
+
+
+class Group:
+    """Requests that are over, and what cells and counters take of them, added up once.
+
+    Attributes:
+        latencies: their times in milliseconds; ``ttfts`` are those to a first token.
+        cost: nano-dollars of those whose cost is known; ``unpriced``: how many others.
+        input, output: tokens.
+    """
+
+    __slots__ = ("cost", "entries", "input", "latencies", "output", "ttfts", "unpriced")
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self.entries = entries
+        self.latencies = [one.latency_ms for one in entries]
+        self.ttfts = [one.ttft_ms for one in entries if one.ttft_ms is not None]
+        costs = [one.cost for one in entries if one.cost is not None]
+        self.unpriced = len(entries) - len(costs)
+        self.cost = sum(costs)
+        self.input = sum([one.prompt for one in entries])
+        self.output = sum([one.completion for one in entries])
 
 
 COLUMNS = (
@@ -85,19 +109,17 @@ class Cell:
         self.ttft = Sketch()
         self.classes: dict[str, int] = {}
 
-    def add(self, one: Entry) -> None:
-        """Count a request."""
-        self.requests += 1
-        self.latency.add(one.latency_ms)
-        if one.ttft_ms is not None:
-            self.ttft.add(one.ttft_ms)
-        if one.cost is None:
-            self.unpriced += 1
-        else:
-            self.cost += one.cost
-        self.input += one.prompt
-        self.output += one.completion
-        if one.error_class:
+    def add(self, group: Group) -> None:
+        """Count some requests, one at least."""
+        self.requests += len(group.entries)
+        self.latency.add(group.latencies)
+        if group.ttfts:
+            self.ttft.add(group.ttfts)
+        self.unpriced += group.unpriced
+        self.cost += group.cost
+        self.input += group.input
+        self.output += group.output
+        for one in [one for one in group.entries if one.error_class]:
             self._failed(one)
 
     def _failed(self, one: Entry) -> None:

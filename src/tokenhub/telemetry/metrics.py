@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from tokenhub.core.decision import Attempt, Filtered
+    from tokenhub.telemetry.cell import Group
     from tokenhub.telemetry.journal import Entry
 
 MOST_VALUES = 200
@@ -227,47 +228,44 @@ class Counts:
         else:
             self._errors = [0]
 
-    def add(self, entry: Entry, upstream_s: float) -> None:
-        """Count a request."""
-        # As ``count`` does it; the calls would be half of the cost.
-        milliseconds = entry.latency_ms
-        seconds = milliseconds / 1000.0
-        self._requests[0] += 1
-        counts = self._duration
-        counts[bisect_left(DURATION_S, seconds)] += 1
-        counts[-1] += seconds
-        attempts: Sequence[Attempt] = entry.attempts
+    def add(self, group: Group, waits: Sequence[float]) -> None:
+        """Count some requests; ``waits`` are the seconds each of them waited for providers."""
+        self._requests[0] += len(group.entries)
+        seconds = [milliseconds / 1000.0 for milliseconds in group.latencies]
+        count(self._duration, DURATION_S, seconds)
         if self._ok:
-            counts = self._latency
-            counts[bisect_left(LATENCY_MS, milliseconds)] += 1
-            counts[-1] += milliseconds
-            if len(attempts) == 1:
-                own = seconds - upstream_s if seconds > upstream_s else 0.0
-                counts = self._overhead
-                counts[bisect_left(OVERHEAD_S, own)] += 1
-                counts[-1] += own
-                self._attempt[0] += 1
-                attempts = ()
+            count(self._latency, LATENCY_MS, group.latencies)
+            own = []
+            for entry, whole, wait in zip(group.entries, seconds, waits, strict=True):
+                if len(entry.attempts) == 1:
+                    own.append(whole - wait if whole > wait else 0.0)
+                else:
+                    self._attempted(entry)
+            count(self._overhead, OVERHEAD_S, own)
+            self._attempt[0] += len(own)
         else:
-            self._errors[0] += 1
-        for attempt in attempts:
-            self._metrics.attempted(attempt)
-        if entry.ttft_ms is not None:
+            self._errors[0] += len(group.entries)
+            for entry in group.entries:
+                self._attempted(entry)
+        if group.ttfts:
             if self._ttft is None:
                 self._ttft = self._metrics.ttft.at(*self._pair)
-            count(self._ttft, TTFT_S, entry.ttft_ms / 1000.0)
-        if entry.cost is None:
-            self._unpriced[0] += 1
-        else:
-            self._cost[0] += entry.cost
-        self._input[0] += entry.prompt
-        self._output[0] += entry.completion
+            count(self._ttft, TTFT_S, [milliseconds / 1000.0 for milliseconds in group.ttfts])
+        self._unpriced[0] += group.unpriced
+        self._cost[0] += group.cost
+        self._input[0] += group.input
+        self._output[0] += group.output
+
+    def _attempted(self, entry: Entry) -> None:
+        for attempt in entry.attempts:
+            self._metrics.attempted(attempt)
 
 
-def count(counts: list[float], bounds: tuple[float, ...], value: float) -> None:
-    """Count a value in a histogram's list."""
-    counts[bisect_left(bounds, value)] += 1
-    counts[-1] += value
+def count(counts: list[float], bounds: tuple[float, ...], values: Sequence[float]) -> None:
+    """Count values in a histogram's list."""
+    for value in values:
+        counts[bisect_left(bounds, value)] += 1
+    counts[-1] += sum(values)
 
 
 def _head(name: str, kind: str, text: str) -> tuple[str, str]:

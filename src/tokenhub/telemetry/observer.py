@@ -11,7 +11,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from tokenhub.core.errors import HubError
-from tokenhub.telemetry.cell import KEY, MODE, PAIR, Label, pair_of
+from tokenhub.telemetry.cell import KEY, MODE, PAIR, Group, Label, pair_of
 from tokenhub.telemetry.metrics import Metrics
 from tokenhub.telemetry.past import Memory
 from tokenhub.telemetry.series import MINUTE, RETENTION_DAYS, SECOND, Series
@@ -29,10 +29,12 @@ if TYPE_CHECKING:
     from tokenhub.telemetry.query import Question
     from tokenhub.telemetry.stats import Report
 
+    _Waiting = tuple[Entry, float, tuple[Filtered, ...]]
+
 log = logging.getLogger(__name__)
 
 TICK_S = 0.25
-FOLD_AT = 256
+FOLD_AT = 512  # 0.6 ms
 FLUSH_TICKS = 8
 MOST_LINES = 4_096
 
@@ -61,7 +63,7 @@ class Observer:
     ) -> None:
         self._clock = clock
         self._call_later = call_later
-        self._waiting: list[tuple[Entry, float, tuple[Filtered, ...]]] = []
+        self._waiting: list[_Waiting] = []
         self._lines: dict[Which, tuple[Line, Counts]] = {}
         self._ticking = False
         self._ticks = 0
@@ -118,12 +120,16 @@ class Observer:
         if not self._opened.is_set():
             return
         waiting, self._waiting = self._waiting, []
-        series, lines = self.series, self._lines
+        series = self.series
         now = self._clock.now_ms()
         over = series.second + SECOND  # when the running second is
-        for entry, upstream_s, filtered in waiting:
+        kinds: dict[Which, list[_Waiting]] = {}
+        for one in waiting:
+            entry = one[0]
             ended = entry.at_ms + int(entry.latency_ms)
             if ended >= over:
+                self._count(kinds)
+                kinds = {}
                 series.advance(min(ended, now))
                 over = series.second + SECOND
             model, provider = entry.model_id, entry.provider_id
@@ -133,14 +139,25 @@ class Observer:
                 model, provider, entry.key_id, entry.mode, entry.endpoint, entry.status,
                 entry.error_class,
             )  # fmt: skip
-            if (found := lines.get(which)) is None:
-                found = self._line(which)
-            line, counts = found
-            (line.cell or series.cell(line)).add(entry)
-            counts.add(entry, upstream_s)
-            if filtered:
-                self.metrics.skipped(filtered)
+            some = kinds.get(which)
+            if some is None:
+                kinds[which] = [one]
+            else:
+                some.append(one)
+        self._count(kinds)
         series.advance(now)
+
+    def _count(self, kinds: dict[Which, list[_Waiting]]) -> None:
+        # Together, since a step of a loop costs a third of what it costs alone.
+        for which, some in kinds.items():
+            line, counts = self._lines.get(which) or self._line(which)
+            entries, waits, filtered = zip(*some, strict=True)
+            group = Group(entries)
+            (line.cell or self.series.cell(line)).add(group)
+            counts.add(group, waits)
+            if any(filtered):
+                for models in filtered:
+                    self.metrics.skipped(models)
 
     def _line(self, which: Which) -> tuple[Line, Counts]:
         model, provider, key_id, mode, endpoint, status, error_class = which

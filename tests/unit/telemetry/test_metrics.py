@@ -6,6 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.unit.telemetry.finished import attempt, entry, failed
 
 from tokenhub.core.decision import Filtered
+from tokenhub.telemetry.cell import Group
 from tokenhub.telemetry.metrics import DURATION_S, LATENCY_MS, MOST_VALUES, Gauge, Metrics
 
 
@@ -14,7 +15,7 @@ def observe(metrics, one, upstream_s=0.0):
     if not model and one.attempts:
         model, provider = one.attempts[-1].model_id, one.attempts[-1].provider_id
     counts = metrics.counts(model, provider, one.mode, one.endpoint, one.status, one.error_class)
-    counts.add(one, upstream_s)
+    counts.add(Group([one]), [upstream_s])
 
 
 def samples(metrics, *gauges):

@@ -11,6 +11,7 @@ from tests.unit.telemetry.finished import Timer, entry, failed
 
 from tokenhub.core.errors import InvalidRequest
 from tokenhub.storage.sqlite import SqliteDatabase
+from tokenhub.telemetry.cell import Cell, Group
 from tokenhub.telemetry.observer import Observer
 from tokenhub.telemetry.query import METRICS, Question
 from tokenhub.telemetry.series import DAY, HOUR, MINUTE, SECOND
@@ -186,7 +187,7 @@ async def test_a_year_is_read_as_thousands_of_points(start, clock, db):
         one = entry(begin + hour * HOUR, 100.0)
         observer.series.advance(one.at_ms)
         line = observer._line(("m1", "p1", "k1", "", "/v1", 200, ""))[0]
-        observer.series.cell(line).add(one)
+        observer.series.cell(line).add(Group([one]))
     observer.fold()
     hours = await points(observer, "requests", start=begin, step=HOUR)
     assert len(hours) == 8760
@@ -333,3 +334,28 @@ async def test_the_timer_stops_when_nothing_waits(clock, db):
 def test_every_metric_names_a_default_it_offers():
     for metric in METRICS.values():
         assert metric.default in metric.aggregates
+
+
+def test_requests_count_the_same_together_and_one_by_one():
+    several = [
+        entry(0, 3.5), entry(0, 700.0, ttft_ms=40.0, cost=None), failed(0, "timeout"),
+        entry(0, 3.5, status=499, error_class="cancelled"), entry(0, 0.01, prompt=7),
+    ]  # fmt: skip
+    together, single = Cell(), Cell()
+    together.add(Group(several))
+    for one in several:
+        single.add(Group([one]))
+    assert together.pack() == single.pack()
+    assert (together.requests, together.errors, together.cancelled) == (5, 1, 1)
+
+
+async def test_one_fold_counts_every_request_in_its_second_and_kind(start, clock):
+    observer = await start()
+    clock.ms += SECOND - clock.ms % SECOND
+    second = clock.ms
+    clock.ms += 1500
+    for at, key in ((0, "k1"), (10, "k2"), (20, "k1"), (1200, "k1"), (1300, "k2")):
+        observer.observe(entry(second + at, 100.0, key_id=key), 0.01)
+    counted = await points(observer, "requests", start=second, step=SECOND)
+    assert counted == {("m1", second): 3, ("m1", second + SECOND): 2}
+    assert observer.metrics.requests.at("normal", "m1", "p1", "ok") == [5]

@@ -12,9 +12,19 @@ times = st.floats(LOWEST_MS, HIGHEST_MS)
 
 def sketch(values):
     made = Sketch()
-    for value in values:
-        made.add(value)
+    if values:
+        made.add(values)
     return made
+
+
+@given(st.lists(times, min_size=1), st.integers(0, 20))
+def test_values_count_the_same_together_and_one_by_one(values, first):
+    parts, single = sketch(values[:first]), Sketch()
+    if values[first:]:
+        parts.add(values[first:])
+    for value in values:
+        single.add([value])
+    assert state(parts) == state(single) == state(sketch(values))
 
 
 def state(one):
