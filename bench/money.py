@@ -38,6 +38,7 @@ from tokenhub.core.bounds import Measure
 from tokenhub.core.catalog import Model, Prices
 from tokenhub.core.chat import Usage
 from tokenhub.core.clock import SystemClock
+from tokenhub.storage.spool import FileSpool
 from tokenhub.storage.sqlite import SqliteDatabase
 
 HERE = Path(__file__).parent
@@ -299,12 +300,13 @@ def _total_tokens(answer: bytes) -> int | None:
 async def ledger_alone(folder: Path) -> list[tuple[str, str]]:
     """CPU per reserve and settle, and how long a reservation waits for this disk."""
     rows = []
+    at_the_end_of_the_turn = asyncio.get_running_loop().call_soon
     model = Model(id="m", provider_id="p", prices=Prices(input=75_000_000, output=300_000_000))
     for name, budget in (("budgeted", 10**17), ("unbudgeted", None)):
         for clients, pairs in ((1, 300), (64, 20_000), (512, 60_000)):
             where = folder / f"{name}-{clients}.sqlite"
             db = await SqliteDatabase.open(where, SystemClock())
-            ledger = await Ledger.open(db, SystemClock())
+            ledger = await Ledger.open(db, SystemClock(), FileSpool(where))
             waits: list[float] = []
             key = Key(name, budget)
 
@@ -319,6 +321,7 @@ async def ledger_alone(folder: Path) -> list[tuple[str, str]]:
                         hold.note(sent=True)
                         await asyncio.sleep(0)
                         await hold.settle(Usage(prompt=210, completion=88))
+                        at_the_end_of_the_turn(ledger.put_down)
 
             wall, cpu = time.perf_counter(), time.process_time()
             await asyncio.gather(*[client(pairs // clients) for _ in range(clients)])
