@@ -48,7 +48,11 @@ _FEEDBACK = (
     WHERE request_id = :request_id AND attempt = :attempt
     """,
 )
-_RULES = "INSERT INTO decision_rules (digest, at, body) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+_RULES = """
+INSERT INTO decision_rules (digest, at, body) VALUES (?, ?, ?)
+ON CONFLICT (digest) DO UPDATE SET at = excluded.at
+"""
+RULES_USED_MS = 3_600_000  # how often it is said again that rules are in use
 _ONE = """
 SELECT d.record, d.attempts, d.outcome, d.at, r.body, d.evidence
 FROM decision_log d JOIN decision_rules r ON r.digest = d.rules WHERE d.request_id = :request_id
@@ -70,10 +74,7 @@ _PRUNE = (
         SELECT digest FROM decision_evidence
         WHERE at < :before - {_EVIDENCE_KEPT_MS} ORDER BY at LIMIT :slice)
     """,  # noqa: S608 - a constant
-    """
-    DELETE FROM decision_rules
-    WHERE at < :before AND digest NOT IN (SELECT rules FROM decision_log)
-    """,
+    f"DELETE FROM decision_rules WHERE at < :before - {2 * RULES_USED_MS}",  # noqa: S608 - as above
 )
 
 
@@ -109,7 +110,7 @@ class RewardLog:
         self._feedback: list[dict[str, Any]] = []
         self._decisions: list[_Row] = []
         self._rules: dict[str, tuple[Rules, int]] = {}
-        self._known: set[str] = set()
+        self._known: dict[str, int] = {}  # digest → when it was last said to be in use
         self._evidence = EvidenceLog()
         self._waiting = False
         self._unwritten = 0  # queued for the writer
@@ -132,8 +133,9 @@ class RewardLog:
         attempts_json: str,
     ) -> None:
         """Log a decision and what became of it; ``attempts_json`` is the attempts as stored."""
-        if rules.digest not in self._known:
-            self._known.add(rules.digest)
+        used = self._known.get(rules.digest)
+        if used is None or at_ms - used > RULES_USED_MS:
+            self._known[rules.digest] = at_ms
             self._rules[rules.digest] = (rules, at_ms)
         candidates = decision.candidates
         answered = ""
@@ -270,10 +272,7 @@ class RewardLog:
         for statement in logs:
             while deleted := await self._delete(statement, before_ms):
                 total += deleted
-        total += await self._delete(rules, before_ms)
-        # The text of rules still in force may just have been deleted with their last decision.
-        self._known.clear()
-        return total
+        return total + await self._delete(rules, before_ms)
 
     async def _delete(self, statement: str, before_ms: int) -> int:
         def delete(tx: Transaction) -> int:

@@ -300,10 +300,23 @@ async def test_pruning_keeps_the_rules_of_what_is_left(logged, clock, db):
     await log.prune(clock.now_ms() - 5_000_000)
     assert await log.stored("r-0") is None
     assert replay("r-1", await log.stored("r-1"))["same"]
+    clock.advance(3 * 3600)
     await log.prune(clock.now_ms())
     assert await db.read("SELECT count(*) FROM decision_rules") == [(0,)]
     finish(router, router.decide(query(request_id="r-9")), [], "ok")
     assert replay("r-9", await log.stored("r-9"))["same"]
+
+
+async def test_rules_stay_as_long_as_the_last_decision_under_them(logged, clock):
+    router, log = logged
+    for number in range(20):
+        finish(router, router.decide(query(request_id=f"r-{number}")), [], "ok")
+        clock.advance(1800)
+        assert await log.stored(f"r-{number}")
+    await log.prune(clock.now_ms() - 9_000_000)
+    kept = [number for number in range(20) if await log.stored(f"r-{number}")]
+    assert kept == [15, 16, 17, 18, 19]
+    assert replay("r-15", await log.stored("r-15"))["same"]
 
 
 @pytest.fixture
