@@ -88,23 +88,23 @@ class Relay:
             self.stream.abort()
 
     def _feed(self, data: bytes) -> None:
-        out = self._wire.feed(data)
+        wire = self._wire
+        out = wire.feed(data)
         if out:
-            if self.stream is None:
-                self._start()
-            self.stream.write(out)  # type: ignore[union-attr]  # _start has set it
-        if self._wire.failure is not None:
+            (self.stream or self._start()).write(out)
+        if wire.failure is not None:
             self._answer.abort()
-        elif self._wire.complete and self._grace is None and not self._answer.ended:
+        elif wire.complete and self._grace is None and not self._answer.ended:
             # The answer is whole; a provider that then forgets to end it must not delay its end.
             later = asyncio.get_running_loop().call_later
             self._grace = later(GRACE_S, self._answer.abort)
 
-    def _start(self) -> None:
+    def _start(self) -> ClientStream:
         self._expect_no_more()
         stream = self.stream = self._open_stream()
         stream.on_pause = self._answer.pause
         stream.on_resume = self._answer.resume
+        return stream
 
     def _expect_no_more(self) -> None:
         if self._timer is not None:

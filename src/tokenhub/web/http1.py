@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tokenhub.core.clock import Clock
+    from tokenhub.web.head import Known
     from tokenhub.web.http import Reply
 
     Handler = Callable[[Request], Awaitable[Reply | None]]
@@ -101,6 +103,8 @@ class HttpServer:
         self.draining = False
         self.connections: set[Connection] = set()
         self.date_line = b""
+        # The newest that an open connection of an address holds.
+        self.known: WeakValueDictionary[str, Known] = WeakValueDictionary()
         self._render = render
         self._per_ip: dict[str, int] = {}
         self._orphans: set[asyncio.Task[None]] = set()
