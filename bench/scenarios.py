@@ -296,7 +296,7 @@ def aged(bench: Bench) -> list[Row]:
         values = [figures.per_cpu_second for figures in runs]
         row = Row("aged", name, "JSON per CPU-second", values)
         if name != "hub, fresh":
-            note = f"{bench.log_rows:,} rows in the request log"
+            note = f"{bench.log_rows:,} rows in the request log (--log-rows)"
             ratio = median(closed_loop_ratio(results, name, "hub, fresh"))
             row = replace(row, ratio=ratio, at_least=0.9, note=note)
         rows.append(row)

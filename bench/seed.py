@@ -3,7 +3,7 @@
     bench/seed.py DATA_DIR [--log-rows N] [--models N]
 
 The schema and the cells of the time series are made by the store's own code; the rows go in with
-SQL that fits migrations 0002 to 0009, in transactions of 100,000 rows without fsync or journal:
+SQL that fits migrations 0002 to 0011, in transactions of 100,000 rows without fsync or journal:
 
 * request_log: N rows over the last 80 days (they are kept for 90), as many in ledger_attempts
   (kept for ever; in no account, so `budget verify` would complain), and a third as many in
@@ -86,8 +86,8 @@ FROM numbers
 """
 _SHARED = """
 INSERT INTO ledger_epochs VALUES (1, 0, 0, 0);
-INSERT INTO decision_rules VALUES ('seeded', 0, '{}');
-INSERT INTO decision_evidence VALUES ('seeded', 0, '{}');
+INSERT INTO decision_rules (digest, at, body) VALUES ('seeded', 0, '{}');
+INSERT INTO decision_evidence (digest, at, body) VALUES ('seeded', 0, '{}');
 """
 _POINT = f"""
 INSERT INTO series_points (label, resolution, at, {", ".join(COLUMNS)})
