@@ -95,7 +95,7 @@ class Daybook:
         assert self._spool is not None
         try:
             self._spool.append(_encode((self._epoch, self._began_ms, rows)))
-        except StorageFailed as error:
+        except Exception as error:  # noqa: BLE001  # it must not keep back the answers of the turn
             self._failed(error)
             return
         if self._failed_at is not None:
@@ -128,7 +128,7 @@ class Daybook:
             self._spool.close()
             self._spool = None
 
-    def _failed(self, error: StorageFailed) -> None:
+    def _failed(self, error: Exception) -> None:
         self.sound = False
         self._failed_at = self._clock.monotonic()
         _log.warning("Answers wait for the disk now: %s", error)

@@ -337,6 +337,15 @@ async def test_while_nothing_can_be_noted_answers_wait_for_the_disk(house, caplo
     assert "can be written again" in caplog.text
 
 
+async def test_a_row_that_cannot_be_encoded_keeps_no_answer_back(house, caplog):
+    house.ledger._daybook.rows.append((1 << 80,))
+    house.ledger.put_down()
+    assert "Answers wait for the disk now" in caplog.text
+    hold, _ = begin(house.ledger, "next")
+    await hold.book()
+    assert [row[0] for row in await house.db.read(ROWS)] == ["next"]
+
+
 async def test_while_the_books_cannot_be_written_notes_still_are(house, monkeypatch):
     monkeypatch.setattr("tokenhub.access.writer._RETRY_FIRST", 60)
     await house.db.write(
