@@ -26,7 +26,7 @@ import apsw
 
 from tokenhub.core.clock import SystemClock
 from tokenhub.storage.sqlite import SqliteDatabase
-from tokenhub.telemetry.cell import COLUMNS, KEY, MODE, PAIR, Cell, Label
+from tokenhub.telemetry.cell import COLUMNS, KEY, MODE, PAIR, Cell, Group, Label
 from tokenhub.telemetry.series import DAY, HOUR, MINUTE
 
 if TYPE_CHECKING:
@@ -112,8 +112,8 @@ def _cells() -> list[tuple[Any, ...]]:
     rows = []
     for _ in range(CELLS):
         cell = Cell()
-        for _ in range(IN_A_CELL):
-            cell.add(_Answered(draw))  # type: ignore[arg-type]
+        answered: list[Any] = [_Answered(draw) for _ in range(IN_A_CELL)]
+        cell.add(Group(answered))
         rows.append(cell.row())
     return rows
 
