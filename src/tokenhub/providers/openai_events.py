@@ -41,7 +41,7 @@ _STANDARD = frozenset({"default", "auto", "standard"})
 _MOST = 10**15  # tokens; more is senseless
 
 
-class UsageObject(msgspec.Struct):
+class UsageObject(msgspec.Struct, gc=False):
     """OpenAI's ``usage``. Any value may be anything: what is senseless counts as 0."""
 
     prompt_tokens: Any = None
@@ -65,7 +65,11 @@ class UsageObject(msgspec.Struct):
 
         ``tier`` is the ``service_tier`` beside it.
         """
-        prompt, completion = _count(self.prompt_tokens), _count(self.completion_tokens)
+        prompt, completion = self.prompt_tokens, self.completion_tokens
+        if type(prompt) is not int or not 0 < prompt < _MOST:
+            prompt = _count(prompt)
+        if type(completion) is not int or not 0 < completion < _MOST:
+            completion = _count(completion)
         usage = Usage(prompt=prompt, completion=completion)
         if tier is not None and isinstance(tier, str) and tier not in _STANDARD:
             usage.tier = tier

@@ -5,16 +5,17 @@ Implemented by ``transport.HttpTransport`` and by the built-in demo provider.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from tokenhub.core.members import Spliced
 from tokenhub.providers.frames import read_headers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from tokenhub.core.members import Spliced
     from tokenhub.providers.egress import Origin
 
 MAX_WHOLE_BODY = 64 * 1024 * 1024
@@ -69,26 +70,18 @@ class Heading:
         return f"Heading({self.method!r})"
 
 
-class UpstreamRequest:
+class UpstreamRequest(msgspec.Struct, eq=False):
     """One request as its adapter wants it sent.
 
-    Args:
+    Attributes:
         heading: what it shares with others.
         body: all of it, a long one in parts.
         more: headers of this request alone, among them its credential.
     """
 
-    __slots__ = ("body", "heading", "more")
-
-    def __init__(
-        self,
-        heading: Heading,
-        body: bytes | Spliced = b"",
-        more: Sequence[tuple[bytes, bytes]] = (),
-    ) -> None:
-        self.heading = heading
-        self.body = body
-        self.more = more
+    heading: Heading
+    body: bytes | Spliced = b""
+    more: Sequence[tuple[bytes, bytes]] = ()
 
     def __repr__(self) -> str:
         # Headers carry credentials: they do not belong into a log.
