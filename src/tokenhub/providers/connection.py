@@ -10,7 +10,8 @@ connection, so a connection that is free again cannot change an answer already g
 
 llhttp runs in its strict mode: bare CR or LF, control characters and NUL in headers, folded
 headers, conflicting or repeated Content-Length and malformed chunk sizes or extensions end the
-connection. What llhttp lets pass and we do not is checked in ``on_headers_complete``.
+connection. What llhttp lets pass and we do not is checked in ``on_headers_complete``. A head in a
+known frame (``frames.py``) is one that both have found right: a whole answer with it is not parsed.
 """
 
 from __future__ import annotations
