@@ -192,14 +192,10 @@ class Connection(asyncio.Protocol):
         """Take as much out of the buffer as the state allows; start the request when whole."""
         try:
             known = self._known
-            if known is None and self._last is None:
-                known = self._server.known.get(self._peer)
             if self.state == BODY:
                 self._read_body()
             elif known is not None and (found := known.find(self._buffer)) is not None:
                 headers, length, size = found
-                if self._known is None:
-                    self._known, self._last = known, known.head
                 self._scanned = 0
                 self._patience = _PATIENCE
                 self._take_body(self._opened(known.head, headers), length, size)
@@ -242,9 +238,11 @@ class Connection(asyncio.Protocol):
         check_what_is_asked(headers)
         if self._patience and length:
             self._patience -= 1
-            self._known = known = remember(raw, head, self._server.limits.head)
+            known = remember(raw, head, self._server.limits.head)
             if known is not None:
-                self._server.known[self._peer] = known
+                known = self._server.known.setdefault(known.frame, known)
+                self._last = request.head = known.head
+            self._known = known
         self._take_body(request, length, len(raw))
 
     def _opened(self, head: Head, headers: dict[bytes, bytes]) -> Request:

@@ -103,8 +103,9 @@ class HttpServer:
         self.draining = False
         self.connections: set[Connection] = set()
         self.date_line = b""
-        # The newest that an open connection of an address holds.
-        self.known: WeakValueDictionary[str, Known] = WeakValueDictionary()
+        # What open connections hold, equal ones once. By their hash, so that nobody can find out
+        # by the time it takes how much of another client's head was guessed.
+        self.known: WeakValueDictionary[tuple[bytes, bytes], Known] = WeakValueDictionary()
         self._render = render
         self._per_ip: dict[str, int] = {}
         self._orphans: set[asyncio.Task[None]] = set()
