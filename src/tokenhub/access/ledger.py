@@ -47,6 +47,7 @@ from tokenhub.access.hold import Hold
 from tokenhub.access.refusals import over_budget, unpriced, unwritten
 from tokenhub.access.writer import Writer
 from tokenhub.core.bounds import Bound, bound
+from tokenhub.core.errors import Unavailable
 from tokenhub.core.money import MAX_TOKENS, cost, sane
 
 if TYPE_CHECKING:
@@ -300,9 +301,11 @@ class Ledger:
         self._closed = True
         if await self._writer.stop() and not self._holds:
             now_ms = self._clock.now_ms()
-            await self._db.write(
-                partial(recovery.end, epoch=self._epoch, low_id=self._next_attempt, now_ms=now_ms)
-            )
+            end = partial(recovery.end, epoch=self._epoch, low_id=self._next_attempt, now_ms=now_ms)
+            try:
+                await self._db.write(end)
+            except Unavailable as error:
+                _log.warning("The end of the books of this run cannot be written: %s", error)
         self._daybook.close()
 
     def booked(self, key_id: str, kind: str, period: int, settled: int, overrun: int) -> None:

@@ -16,6 +16,7 @@ from tokenhub.core.bounds import bound
 from tokenhub.core.catalog import Prices
 from tokenhub.core.chat import Usage
 from tokenhub.core.errors import InvalidRequest, PaymentRequired, Unavailable
+from tokenhub.storage.database import StorageFailed
 
 ROWS = """
 SELECT state, reserved, settled, overrun, flag FROM ledger_attempts ORDER BY id
@@ -457,6 +458,14 @@ async def test_what_a_dead_process_left_open_is_settled_at_its_bound(ledger, db,
     del ledger._holds[hold.id], ledger._holds[free.id]
     ledger._writer.pending.__init__(1)
     ledger._writer.busy = False
+
+
+async def test_a_disk_that_is_full_at_the_end_does_not_stop_the_stop(ledger, db, monkeypatch):
+    async def full(_):
+        raise StorageFailed("The disk with the database is full.")
+
+    monkeypatch.setattr(db, "write", full)
+    await ledger.close()
 
 
 async def test_a_clean_stop_leaves_nothing_to_recover(ledger, db, clock):
