@@ -250,7 +250,7 @@ class App:
         transcripts = Transcripts(self.db)
         answering: Answering = pipeline
         if settings.log_content:
-            answering = Transcribed(pipeline, transcripts, clock)
+            answering = Transcribed(pipeline, transcripts)
 
         async def probe(provider: Provider) -> str | None:
             upstream = demo if provider.type == "demo" else self.transport

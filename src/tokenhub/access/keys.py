@@ -114,19 +114,20 @@ class Keys:
                 "The API key is missing.", hint="Send it as `Authorization: Bearer tokenhub_…`."
             )
         grant = self._grants.get(self._digest(presented.strip()))
-        if grant is None or not self.renew(grant):
+        if grant is None or not self.renew(grant, self._clock.now_ms()):
             raise _refused()
         return grant
 
-    def renew(self, grant: Grant) -> bool:
+    def renew(self, grant: Grant, now: int) -> bool:
         """Whether a grant from ``authenticate`` holds for one more use, which is noted.
+
+        ``now`` in Unix milliseconds.
 
         False when the key was changed, rotated or deleted since, or its time is over.
         """
         key_id = grant.key_id
         if self._current.get(key_id) is not grant or not grant.enabled:
             return False
-        now = self._clock.now_ms()
         if (grant.expires_at is not None and now >= grant.expires_at) or (
             grant.rotate_by is not None and now >= grant.rotate_by
         ):

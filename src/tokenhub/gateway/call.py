@@ -53,6 +53,7 @@ class ClientRequest(Protocol):
     id: str
     client_id: str
     body: bytes
+    at_ms: int
     peer: str
     headers: dict[bytes, bytes]
 

@@ -117,7 +117,7 @@ class Pipeline:
         Raises:
             HubError: what the client gets instead.
         """
-        call = Call(request, grant, endpoint, self._clock.now_ms(), self._clock.monotonic())
+        call = Call(request, grant, endpoint, request.at_ms, self._clock.monotonic())
         try:
             running = self._limits.admit(grant)
             running.count += 1
@@ -163,14 +163,18 @@ class Pipeline:
                 key_id=grant.key_id,
                 features=features_of(chat) if chat.model[:4] in _ROUTED else None,
             ),
-            unavailable=self._lanes.unavailable(),
+            self._lanes.unavailable(),
+            call.began,
         )
 
     async def _dispatch(
         self, call: Call, chat: ChatRequest, size: Measure, decision: Decision
     ) -> Answer | None:
         plan = self._router.failover(
-            decision, deadline=call.began + self._deadline_s, first_token_s=self._first_token_s
+            decision,
+            deadline=call.began + self._deadline_s,
+            first_token_s=self._first_token_s,
+            now_ms=call.started_ms,
         )
         call.attempts = plan.attempts
         while True:

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from tokenhub.access.keys import Grant
-    from tokenhub.core.clock import Clock
     from tokenhub.gateway.call import Answer, ClientRequest, ClientStream
     from tokenhub.telemetry.transcripts import Transcripts
 
@@ -31,10 +30,9 @@ class Answering(Protocol):
 class Transcribed:
     """Answers as ``pipeline`` does and keeps both sides of every exchange."""
 
-    def __init__(self, pipeline: Answering, transcripts: Transcripts, clock: Clock) -> None:
+    def __init__(self, pipeline: Answering, transcripts: Transcripts) -> None:
         self._pipeline = pipeline
         self._transcripts = transcripts
-        self._clock = clock
 
     async def chat(self, request: ClientRequest, grant: Grant) -> Answer | None:
         """Answer a request in OpenAI's dialect."""
@@ -51,7 +49,6 @@ class Transcribed:
         grant: Grant,
     ) -> Answer | None:
         heard = _Heard(request)
-        at_ms = self._clock.now_ms()
         try:
             answer = await answering(heard, grant)
             if answer is not None:
@@ -59,7 +56,7 @@ class Transcribed:
             return answer
         finally:
             said = b"".join(heard.said)
-            self._transcripts.keep(request.id, at_ms, request.body, said)
+            self._transcripts.keep(request.id, request.at_ms, request.body, said)
 
 
 class _Heard:
@@ -69,6 +66,7 @@ class _Heard:
         self.id = request.id
         self.client_id = request.client_id
         self.body = request.body
+        self.at_ms = request.at_ms
         self.peer = request.peer
         self.headers = request.headers
         self.said: list[bytes] = []

@@ -66,9 +66,8 @@ class RetryBudget:
         self._requests = [0] * RETRY_WINDOW_S
         self._retries = [0] * (RETRY_WINDOW_S + 1)
 
-    def request(self) -> None:
-        """Count a request."""
-        now = self._clock.monotonic()
+    def request(self, now: float) -> None:
+        """Count a request that began ``now``, in monotonic seconds."""
         if now >= self._ends:
             self._turn(now)
         self._requests[self._second % RETRY_WINDOW_S] += 1
@@ -179,11 +178,12 @@ class Failover:
         deadline: monotonic time at which the whole request ends.
         record: is told each attempt once, with the seconds of a Retry-After.
         first_token_s: for models that set no limit of their own.
+        now_ms: wall time; the first attempt begins with this object.
     """
 
     __slots__ = (
-        "_budget", "_clock", "_deadline", "_decision", "_first", "_first_token_s", "_health",
-        "_history", "_record", "_started", "attempts",
+        "_began", "_began_ms", "_budget", "_clock", "_deadline", "_decision", "_first",
+        "_first_token_s", "_health", "_history", "_record", "_started", "attempts",
     )  # fmt: skip
 
     def __init__(
@@ -194,7 +194,8 @@ class Failover:
         clock: Clock,
         deadline: float,
         record: Record,
-        first_token_s: float = FIRST_TOKEN_S,
+        first_token_s: float,
+        now_ms: int,
     ) -> None:
         self.attempts: list[Attempt] = []
         self._decision = decision
@@ -207,7 +208,9 @@ class Failover:
         self._started = 0
         self._first: Candidate | None = None
         self._history: _History | None = None
-        budget.request()
+        self._began_ms = now_ms
+        self._began = began = clock.monotonic()
+        budget.request(began)
 
     def next(self) -> Step:
         """What to do now. A ``Try`` has begun and must be reported back.
@@ -216,13 +219,13 @@ class Failover:
             HubError: there is nothing more to try; the client gets this. Raised and not returned,
                 for an error that whoever raises it also holds keeps all its frames in a circle.
         """
-        now = self._clock.monotonic()
-        left = self._deadline - now
-        if not self._started and left > 0:
+        if not self._started:
+            left = self._deadline - self._began
             first = self._decision.candidates[0]
-            if self._health.begin(first.model.provider_id):
-                return self._try(first, left, now)
-        return self._next(left, now)
+            if left > 0 and self._health.begin(first.model.provider_id):
+                return self._try(first, left, self._began, self._began_ms)
+        now = self._clock.monotonic()
+        return self._next(self._deadline - now, now)
 
     def _next(self, left: float, now: float) -> Step:
         history = self._so_far()
@@ -308,7 +311,7 @@ class Failover:
         own = history.kinds.get(candidate.model_id)
         return (own is None or own in AGAIN) and self._health.available(candidate.provider_id)
 
-    def _try(self, candidate: Candidate, left: float, now: float) -> Try:
+    def _try(self, candidate: Candidate, left: float, now: float, now_ms: int | None = None) -> Try:
         self._started += 1
         if self._history is not None:
             self._history.begun(candidate)
@@ -322,7 +325,9 @@ class Failover:
             if self._started < min(MAX_ATTEMPTS, len(self._decision.candidates)):
                 first = min(first, left / 2.0)  # leaves time for another one
             first = min(first, left)
-        return Try(candidate, self._started, first, left, now, self._clock.now_ms())
+        if now_ms is None:
+            now_ms = self._clock.now_ms()
+        return Try(candidate, self._started, first, left, now, now_ms)
 
     def _close(self, step: Try, error: ProviderError, cost: int | None) -> Attempt:
         attempt = msgspec.structs.replace(

@@ -104,17 +104,24 @@ class Router:
         if catalog is not None:
             self.health.retain(catalog.providers, catalog.models)
 
-    def decide(self, query: RouteQuery, unavailable: Mapping[str, str] = NOTHING) -> Decision:
+    def decide(
+        self,
+        query: RouteQuery,
+        unavailable: Mapping[str, str] = NOTHING,
+        now: float | None = None,
+    ) -> Decision:
         """Choose for a request.
 
         Args:
             query: the request.
             unavailable: provider id → ``vault_locked`` or ``no_credential``.
+            now: the monotonic time, where it has just been asked.
 
         Raises:
             HubError: nothing may answer, or the name means nothing; see ``decide.decide``.
         """
-        now = self._clock.monotonic()
+        if now is None:
+            now = self._clock.monotonic()
         health = self.health
         if now >= health.due:
             health.tick()  # what time alone has changed is news too
@@ -170,7 +177,12 @@ class Router:
         return decide(query, self.rules, evidence, seed)
 
     def failover(
-        self, decision: Decision, *, deadline: float, first_token_s: float = FIRST_TOKEN_S
+        self,
+        decision: Decision,
+        *,
+        deadline: float,
+        first_token_s: float = FIRST_TOKEN_S,
+        now_ms: int | None = None,
     ) -> Failover:
         """The attempts of a request; each is recorded here when it ends.
 
@@ -178,10 +190,13 @@ class Router:
             decision: whom to ask.
             deadline: monotonic time at which the whole request ends.
             first_token_s: for models that set no limit of their own.
+            now_ms: the wall time, where it has just been asked.
         """
+        clock = self._clock
         return Failover(
-            decision, self.health, self.budget, self._clock, deadline, self.record, first_token_s
-        )
+            decision, self.health, self.budget, clock, deadline, self.record, first_token_s,
+            clock.now_ms() if now_ms is None else now_ms,
+        )  # fmt: skip
 
     def record(
         self, decision: Decision, attempt: Attempt, retry_after: float | None = None

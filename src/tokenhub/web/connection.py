@@ -247,8 +247,9 @@ class Connection(asyncio.Protocol):
 
     def _opened(self, head: Head, headers: dict[bytes, bytes]) -> Request:
         self._close = head.closes
+        clock = self._server.clock
         self._request = request = Request(
-            head, headers, self, self._peer, self._server.clock.new_id()
+            head, headers, self, self._peer, clock.new_id(), clock.now_ms()
         )
         return request
 
@@ -289,6 +290,7 @@ class Connection(asyncio.Protocol):
             server = self._server
             self._deadline = server.loop.time() + server.limits.body_idle_seconds
         else:
+            self._request.at_ms = self._server.clock.now_ms()
             self._request.body = self._body.content()
             self._body = None
             self._begin(self._request)

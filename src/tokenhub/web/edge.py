@@ -170,7 +170,7 @@ class Edge:
             if self._v1_limiter is not None:
                 self._v1_limiter.check(request.peer, request.headers)
             route, grant = found
-            if not self._keys.renew(grant):
+            if not self._keys.renew(grant, request.at_ms):
                 found = route, self._authenticate(route, request)
             request.route = found
             return found

@@ -80,18 +80,25 @@ class Request:
         body: decoded from its framing; empty while the body limit is asked.
         peer: the address of the other end, without port.
         id: made here, unique.
+        at_ms: wall time at which it was whole, or its head while the body limit is asked.
         params: captured from the path; filled by whoever matches routes.
         route: for the layer above to keep what it matched.
     """
 
     __slots__ = (
-        "_wire", "body", "client_id", "head", "headers", "id", "params", "peer", "route",
+        "_wire", "at_ms", "body", "client_id", "head", "headers", "id", "params", "peer", "route",
     )  # fmt: skip
 
     params: dict[str, str]
 
     def __init__(
-        self, head: Head, headers: dict[bytes, bytes], wire: Wire, peer: str, request_id: str
+        self,
+        head: Head,
+        headers: dict[bytes, bytes],
+        wire: Wire,
+        peer: str,
+        request_id: str,
+        at_ms: int,
     ) -> None:
         self.head = head
         self.headers = headers
@@ -99,6 +106,7 @@ class Request:
         self.body = b""
         self.peer = peer
         self.id = request_id
+        self.at_ms = at_ms
         self.route: Any = None
         self._wire = wire
 

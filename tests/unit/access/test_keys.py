@@ -212,7 +212,7 @@ async def test_a_grant_holds_until_its_key_changes_or_ends(keys, clock):
     other, _ = await made(keys)
     grant = accepted(keys, key)
     await keys.edit(key_id, KeyFields(name="renamed"))
-    assert not keys.renew(grant)
+    assert not keys.renew(grant, clock.ms)
     for change in (
         lambda: keys.edit(key_id, KeyFields(enabled=False)),
         lambda: keys.edit(key_id, KeyFields(enabled=True)),
@@ -221,19 +221,19 @@ async def test_a_grant_holds_until_its_key_changes_or_ends(keys, clock):
         lambda: keys.delete(key_id),
     ):
         grant = keys.grant_of(key_id)
-        assert keys.renew(grant) == grant.enabled
+        assert keys.renew(grant, clock.ms) == grant.enabled
         await change()
-        assert not keys.renew(grant)
+        assert not keys.renew(grant, clock.ms)
     grant = accepted(keys, other)
     clock.ms += 5
-    assert keys.renew(grant)
+    assert keys.renew(grant, clock.ms)
     assert [row["last_used_at"] for row in keys.list()] == ["2027-01-15T08:00:00.005Z"]
     ending, _ = await made(keys, expires_in="1h")
     grant = accepted(keys, ending)
     clock.ms += 3_600_000 - 1
-    assert keys.renew(grant)
+    assert keys.renew(grant, clock.ms)
     clock.ms += 1
-    assert not keys.renew(grant)
+    assert not keys.renew(grant, clock.ms)
 
 
 async def test_an_edit_leaves_what_it_does_not_name(keys):

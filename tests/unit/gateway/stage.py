@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -155,6 +156,7 @@ class Client:
         self.id = f"r-{number}"
         self.client_id = ""
         self.body = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.at_ms = time.time_ns() // 1_000_000
         self.peer = "127.0.0.1"
         self.headers = {}
         self.heads = []

@@ -213,7 +213,7 @@ def test_three_retries_are_always_allowed(clock):
 def test_a_tenth_of_the_requests_may_be_retried(clock):
     budget = RetryBudget(clock)
     for _ in range(100):
-        budget.request()
+        budget.request(clock.monotonic())
         clock.advance(0.1)
     assert sum(budget.take() for _ in range(50)) in {9, 10}
 
