@@ -196,7 +196,8 @@ def _roomless(spare: int, members: dict[str, msgspec.Raw]) -> bool:
 
     It needs its name and five bytes, `"":0,`. Where `model` would fit, nobody asks for the others.
     """
-    return spare < 10 and spare < min(map(len, members)) + 5
+    # Three members with their spaces need no look at each name.
+    return (spare < 6 and "" not in members) or (spare < 10 and spare < min(map(len, members)) + 5)
 
 
 def _is_spaced(body: bytes, around: bytes, messages: msgspec.Raw) -> bool:
