@@ -245,7 +245,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         candidates: the first is the choice; the rest is the order of failover.
         reason: ``routed-weight-8``, ``routed-hint-exact``, ``routed-alias``, ``routed-fallback``.
-        policy: what chose: ``weighted``, ``softmax``, ``thompson``, ``named`` or ``alias``.
+        policy: what chose: ``weighted``, ``softmax``, ``thompson``, ``named`` or ``alias``; "" when
+            nobody could answer.
         mode: the effective mode; "" when the model was named.
         alias: the alias the name was, "" if none.
         limits: the limits in force, defaults included.

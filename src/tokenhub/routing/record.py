@@ -32,24 +32,23 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     propensity: float = 0.0
 
 
-def encode_record(decision: Decision) -> bytes:
+def encode_record(decision: Decision) -> str:
     """The record of a decision as JSON."""
-    candidates = decision.candidates
-    if not candidates:
-        return _encode(
-            Record(query=decision.query, seed=decision.seed, turn=decision.evidence.turn)
-        )
-    chosen = candidates[0]
+    query, seed, turn = decision.query, decision.seed, decision.evidence.turn
+    if not decision.policy:  # nobody could answer
+        return _encode(Record(query=query, seed=seed, turn=turn)).decode()
+    chosen = decision.candidates[0]
     return _encode(
         Record(
-            query=decision.query,
-            seed=decision.seed,
-            turn=decision.evidence.turn,
+            query=query,
+            seed=seed,
+            turn=turn,
             bucket=decision.bucket,
             choice=chosen.model.id,
             propensity=chosen.propensity,
         )
-    )
+    ).decode()
+
 
 
 def encode_evidence(evidence: Evidence) -> bytes:

@@ -137,7 +137,6 @@ class RewardLog:
         if used is None or at_ms - used > RULES_USED_MS:
             self._known[rules.digest] = at_ms
             self._rules[rules.digest] = (rules, at_ms)
-        candidates = decision.candidates
         answered = ""
         for one in attempts:
             if not one.kind:
@@ -152,11 +151,11 @@ class RewardLog:
                 at_ms,
                 decision.mode,
                 decision.policy,
-                candidates[0].model.id if candidates else "",
+                decision.candidates[0].model.id if decision.policy else "",
                 answered,
                 outcome,
                 decision.rules,
-                encode_record(decision).decode(),
+                encode_record(decision),
                 attempts_json,
                 (decision.evidence, decision.bucket),
                 latency_budget(decision),

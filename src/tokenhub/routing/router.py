@@ -203,7 +203,7 @@ class Router:
     ) -> float | None:
         """Learn from an attempt at once: health and arms. Returns its reward, None if none."""
         model_id, bucket = attempt.model_id, decision.bucket
-        if attempt.kind == "":
+        if not attempt.kind:
             self.health.answered(attempt.provider_id, model_id, attempt.latency_ms, attempt.ttft_ms)
             answer = _Answer(attempt.number, model_id, bucket, 1.0)
             self._remember(decision.query.request_id, answer)
