@@ -71,10 +71,14 @@ class Window:
 
 
 class Circuit:
-    """One provider's counters. All times are monotonic seconds unless ``_ms``."""
+    """One provider's counters. All times are monotonic seconds unless ``_ms``.
+
+    ``calm``: ``well`` was found true, and nothing but answers has come since.
+    """
 
     __slots__ = (
         "answered",
+        "calm",
         "consecutive",
         "errors",
         "last_error",
@@ -102,7 +106,7 @@ class Circuit:
         self.requests = self.errors = self.consecutive = 0
         self.probe_errors = self.rejected = self.trips = self.pauses = 0
         self.tripped = ""
-        self.tripped_by_probe = False
+        self.tripped_by_probe = self.calm = False
         self.until = self.trial_until = self.limited_until = 0.0
         self.returned = float("-inf")
         self.last_error = self.last_probe_error = ""

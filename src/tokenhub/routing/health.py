@@ -108,7 +108,8 @@ class Health:
             window = self._models[model_id] = Window()
         window.answered(now, latency_ms, ttft_ms)
         self._changed_models.add(model_id)
-        if circuit.well:
+        if circuit.calm or circuit.well:
+            circuit.calm = True
             self._changed.add(provider_id)
         else:
             circuit.restore(now)
@@ -252,6 +253,7 @@ class Health:
 
     def _touch(self, provider_id: str, circuit: Circuit, reason: str) -> None:
         now = self._clock.monotonic()
+        circuit.calm = False
         self._change(provider_id)
         self.due = min(self.due, circuit.next_change(now))
         new = circuit.judged(now)

@@ -50,7 +50,6 @@ def encode_record(decision: Decision) -> str:
     ).decode()
 
 
-
 def encode_evidence(evidence: Evidence) -> bytes:
     """Evidence as JSON, without the turn, which is the request's own."""
     return msgspec.json.encode(msgspec.structs.replace(evidence, turn=0))

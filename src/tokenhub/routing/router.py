@@ -205,8 +205,10 @@ class Router:
         model_id, bucket = attempt.model_id, decision.bucket
         if not attempt.kind:
             self.health.answered(attempt.provider_id, model_id, attempt.latency_ms, attempt.ttft_ms)
-            answer = _Answer(attempt.number, model_id, bucket, 1.0)
-            self._remember(decision.query.request_id, answer)
+            answers = self._answers
+            answers[decision.query.request_id] = _Answer(attempt.number, model_id, bucket, 1.0)
+            if len(answers) > REMEMBERED:
+                answers.popitem(last=False)
         else:
             self.health.failed(attempt.provider_id, attempt.kind, attempt.message, retry_after)
         reward = reward_of(decision, attempt)
@@ -321,8 +323,3 @@ class Router:
         if len(self._answers) < REMEMBERED and request_id not in self._answers:
             self._answers[request_id] = answer
             self._answers.move_to_end(request_id, last=False)
-
-    def _remember(self, request_id: str, answer: _Answer) -> None:
-        self._answers[request_id] = answer
-        if len(self._answers) > REMEMBERED:
-            self._answers.popitem(last=False)

@@ -82,6 +82,27 @@ def test_a_provider_that_was_well_for_long_starts_again_at_30_seconds(health, cl
     assert health.begin("p")
 
 
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        lambda health: fail(health, 4),
+        lambda health: health.failed("p", FailureClass.AUTH),
+        lambda health: health.failed("p", FailureClass.RATE_LIMITED),
+        lambda health: [health.probed("p", "no") for _ in range(2)],
+    ],
+)
+def test_an_answer_ends_every_doubt_that_came_after_earlier_answers(health, clock, trouble):
+    for _ in range(3):
+        health.answered("p", "m", 10.0)
+        health.answered("p", "m", 10.0)
+        trouble(health)
+        health.answered("p", "m", 10.0)
+        assert state_of(health) == "healthy"
+        circuit = health._circuits["p"]
+        assert (circuit.consecutive, circuit.rejected, circuit.pauses) == (0, 0, 0)
+        clock.advance(60)
+
+
 def test_one_trial_at_a_time(health, clock):
     fail(health, 5)
     clock.advance(30)
