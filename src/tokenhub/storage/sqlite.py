@@ -167,7 +167,9 @@ def _connect(path: Path, *, read_only: bool = False) -> apsw.Connection:
     # NOFOLLOW: the file itself must not be a symbolic link (its directory was resolved before).
     # NOMUTEX: one thread at a time uses it, and locking for each value costs 7 % of a row.
     flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW | apsw.SQLITE_OPEN_NOMUTEX
-    connection = apsw.Connection(str(path), flags=flags, statementcachesize=256)
+    # Few statements: for each row they are searched from the first to the one that is used, and a
+    # row moves on by one. So many hold those of a commit; preparing one again now and then is less.
+    connection = apsw.Connection(str(path), flags=flags, statementcachesize=32)
     connection.set_busy_timeout(BUSY_TIMEOUT_MS)
     connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
     connection.config(apsw.SQLITE_DBCONFIG_DQS_DML, 0)
