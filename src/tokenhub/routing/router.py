@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from tokenhub.routing.rewards import RewardLog
 
 NOTHING: Mapping[str, str] = {}
+FEW = 250  # models; with more, a look at what was learned lasts longer in proportion
+MOST = 20  # times, at the most
 LATEST = 1_000  # rewards: of an arm, what is older counts 1 % less for each later one
 REMEMBERED = 20_000  # latest answers that feedback can reach
 SEED_BITS = 48  # exact in every JSON reader
@@ -60,8 +62,9 @@ class Router:
         seed: with a request's id it makes the request's own seed.
         rules: what is configured at first.
         log: where decisions and their attempts are written, None = nowhere.
-        share_s: for how long decisions may share one look at what was learned, in seconds. A
-            failure, or anything else but a plain answer, is seen by the very next decision.
+        share_s: for how long decisions may share one look at what was learned, in seconds;
+            longer with more than ``FEW`` models, as a look takes longer. A failure, or anything
+            else but a plain answer, is seen by the very next decision.
     """
 
     def __init__(
@@ -74,7 +77,7 @@ class Router:
         share_s: float = 0.0,
     ) -> None:
         self._clock = clock
-        self._share_s = share_s
+        self._share_s = self._shared_s = share_s
         self._shortlists = Shortlists()
         self._evidences: dict[str, Evidence] = {}  # by token bucket
         self._look_ends = 0.0
@@ -100,6 +103,7 @@ class Router:
         """Replace what is configured; the next decision is made under it."""
         self.rules = self.rules.changed(catalog=catalog, aliases=aliases, settings=settings)
         self._look_ends = 0.0
+        self._shared_s = self._share_s * min(max(len(self.rules.catalog.models) / FEW, 1.0), MOST)
         self._shortlists = Shortlists()
         if catalog is not None:
             self.health.retain(catalog.providers, catalog.models)
@@ -126,7 +130,7 @@ class Router:
         if now >= health.due:
             health.tick()  # what time alone has changed is news too
         if now >= self._look_ends or health.news != self._news or unavailable != self._unavailable:
-            self._look_ends = now + self._share_s
+            self._look_ends = now + self._shared_s
             self._news = health.news
             self._unavailable = unavailable
             self._shortlists.look_again()

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from itertools import accumulate
-from math import exp, sqrt
+from math import exp, log, sqrt
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ BUCKETS = ("small", "medium", "large")
 PRIOR = (0.5, sqrt(1 / 12))  # mean and standard deviation of Beta(1, 1)
 
 LOGISTIC = 1.702  # makes the logistic function differ from the Gaussian one by less than 0.01
+TINY = 1e-250  # a product of thousands of factors below it may be nothing but rounding
 LEFT, RIGHT = 2.0, 2.5  # standard deviations around the means where the best reward is looked for
 SD_MIN = 0.01
 
@@ -238,6 +239,11 @@ def propensities(arms: Sequence[tuple[float, float]]) -> list[float]:
         b4 *= f4
         b5 *= f5
         columns.append((at, k, f0, f1, f2, f3, f4, f5))
+    if b0 + b1 + b2 + b3 + b4 + b5 < TINY:
+        # Thousands of arms: only what the products are to each other matters.
+        logs = [sum(map(log, f)) for f in list(zip(*columns, strict=True))[2:]]
+        top = max(logs)
+        b0, b1, b2, b3, b4, b5 = (exp(one - top) for one in logs)
     total = b0 + b1 + b2 + b3 + b4 + b5
     wins = [
         k * (total - f0 * b0 - f1 * b1 - f2 * b2 - f3 * b3 - f4 * b4 - f5 * b5)

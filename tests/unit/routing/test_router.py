@@ -340,6 +340,17 @@ def test_decisions_share_a_look_while_only_answers_come(sharing, clock):
     assert then.arms[first.chosen.model_id] != first.evidence.arms[first.chosen.model_id]
 
 
+@pytest.mark.parametrize(("count", "seconds"), [(250, 0.05), (1000, 0.2), (9000, 1.0)])
+def test_a_look_at_many_models_lasts_longer(sharing, clock, count, seconds):
+    many = [model(f"m-{number}") for number in range(count)]
+    sharing.update(catalog=catalog(*many))
+    first = sharing.decide(query(mode="thompson")).evidence
+    clock.advance(seconds - 0.005)
+    assert sharing.decide(query(mode="thompson")).evidence is first
+    clock.advance(0.01)
+    assert sharing.decide(query(mode="thompson")).evidence is not first
+
+
 @pytest.mark.parametrize(
     "happens",
     [

@@ -41,6 +41,17 @@ def test_a_draw_always_falls_on_an_arm(arms, draw):
     assert 0 <= draw_index(propensities(arms), draw) < len(arms)
 
 
+@pytest.mark.parametrize("count", [10, 1_000, 20_000])
+@pytest.mark.parametrize("arm", [PRIOR, (0.9, 0.01), (0.2, 0.1)])
+def test_no_number_of_arms_is_too_many(count, arm):
+    mean, sd = arm
+    assert propensities([arm] * count) == pytest.approx([1 / count] * count)
+    chances = propensities([*[arm] * count, (mean + sd / 10, sd)])
+    assert chances[-1] > 1.1 * chances[0]
+    assert chances[:-1] == pytest.approx([chances[0]] * count)
+    assert sum(chances) == pytest.approx(1)
+
+
 @pytest.mark.parametrize(("count", "most"), [(2, 0.03), (3, 0.05), (5, 0.09), (20, 0.15)])
 def test_propensities_are_those_of_thompson_sampling(count, most):
     rng = random.Random(count)
