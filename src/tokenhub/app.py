@@ -245,6 +245,7 @@ class App:
             first_token_s=settings.first_token_timeout_secs,
             hedging=_hedging(settings),
             observers=self._observers(),
+            after=outbox.after,
         )
 
         transcripts = Transcripts(self.db)

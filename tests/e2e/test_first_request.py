@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import re
 import signal
@@ -142,6 +144,27 @@ def test_sigterm_lets_running_streams_end(hub):
     thread.join(30)
     assert time.monotonic() - started < 30
     assert events(got["reply"].body)[-1] == "[DONE]"
+
+
+def test_a_stream_that_the_end_cuts_off_is_logged(tmp_path):
+    hub = Hub(tmp_path, TOKENHUB_SHUTDOWN_DRAIN_SECS="0").start()
+    slow = ASK | {"stream": True, "demo": {"tokens": 1000, "chunk_ms": 20}}
+    connection = http.client.HTTPConnection("127.0.0.1", hub.port, timeout=30)
+    headers = {"Authorization": f"Bearer {hub.demo_key}", "Content-Type": "application/json"}
+    connection.request("POST", "/v1/chat/completions", json.dumps(slow), headers)
+    answer = connection.getresponse()
+    assert answer.readline()
+    assert hub.stop(signal.SIGTERM) == 0
+    with contextlib.suppress(http.client.HTTPException, OSError):
+        assert b"[DONE]" not in answer.read()
+    connection.close()
+    hub.start()
+    try:
+        (row,) = hub.ok("GET", "/logs")["logs"]
+        assert row["request_id"] == answer.headers["x-request-id"]
+        assert row["status_code"] == 499, row
+    finally:
+        hub.stop()
 
 
 def test_readiness_says_what_is_missing(tmp_path):

@@ -7,7 +7,7 @@ than the write. Written one after the other, most find it awake already: 15 % le
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import asyncio
@@ -28,18 +28,21 @@ class Outbox:
         first: called before anything leaves; what it does has happened for every reader.
     """
 
-    __slots__ = ("_call_soon", "_pending", "first")
+    __slots__ = ("_call_soon", "_later", "_pending", "_scheduled", "first")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._call_soon = loop.call_soon
         self._pending: dict[asyncio.WriteTransport, bytes] = {}
+        self._later: list[tuple[Callable[[Any], None], Any]] = []
+        self._scheduled = False
         self.first: Callable[[], None] | None = None
 
     def write(self, transport: asyncio.WriteTransport, data: bytes) -> None:
         """Send ``data`` when this turn ends."""
+        if not self._scheduled:
+            self._scheduled = True
+            self._call_soon(self._end)
         pending = self._pending
-        if not pending:
-            self._call_soon(self.flush)
         earlier = pending.get(transport)
         if earlier is None:
             pending[transport] = data
@@ -47,6 +50,23 @@ class Outbox:
             pending[transport] = data = earlier + data
             if len(data) > _AT_ONCE:
                 self.flush()
+
+    def after(self, call: Callable[[Any], None], value: object) -> None:
+        """Have ``call(value)`` done once this turn's bytes have left: nobody waits for it."""
+        if not self._scheduled:
+            self._scheduled = True
+            self._call_soon(self._end)
+        self._later.append((call, value))
+
+    def _end(self) -> None:
+        self._scheduled = False
+        self.flush()
+        later, self._later = self._later, []
+        for call, value in later:
+            try:
+                call(value)
+            except Exception:  # noqa: BLE001  # the answer has left; the others' work must be done
+                _log.error("What follows an answer failed.", exc_info=True)
 
     def flush(self) -> None:
         """Send everything now."""

@@ -4,7 +4,7 @@
     2 DECIDE    which models may answer, best first, and why
     3 DISPATCH  reserve the money, call the provider; when it fails, go on to the next
     4 RELAY     the answer to the client, whole or as a stream
-    5 SETTLE    the books are closed before the last byte; what happened is told to observers
+    5 SETTLE    the books are closed before the last byte; once it has left, observers are told
 
 Between 3 and 4 lies the line of no return: once a byte has gone to the client, no other
 provider is asked.
@@ -62,6 +62,7 @@ class Pipeline:
         first_token_s: for a stream's first content, where the model sets no limit of its own.
         hedging: when to ask a second provider beside the first; None = never.
         observers: told of each call when it is over; they must not wait.
+        after: does what the answer need not wait for, given a function and its argument.
     """
 
     def __init__(  # noqa: PLR0913  # the parts list
@@ -77,6 +78,7 @@ class Pipeline:
         first_token_s: float,
         hedging: Hedging | None = None,
         observers: Iterable[Callable[[Call], None]] = (),
+        after: Callable[[Callable[[Call], None], Call], None] = lambda tell, call: tell(call),
     ) -> None:
         self._clock = clock
         self._router = router
@@ -88,6 +90,7 @@ class Pipeline:
         self._first_token_s = first_token_s
         self._hedging = hedging
         self._observers = tuple(observers)
+        self._after = after
 
     def native(self, request: ClientRequest, grant: Grant) -> Coroutine[Any, Any, Answer | None]:
         """Answer a request in our own envelope.
@@ -139,7 +142,8 @@ class Pipeline:
             call.failed(error)
             raise
         finally:
-            self._settle(call)
+            call.ended = self._clock.monotonic()
+            self._after(self._tell, call)
 
     def _decide(self, call: Call, chat: ChatRequest, intent: Intent, size: Measure) -> Decision:
         grant = call.grant
@@ -193,8 +197,7 @@ class Pipeline:
     def _race(self, attempt: Attempt, hedging: Hedging) -> Coroutine[Any, Any, Answer | None]:
         return race(attempt, lambda one: one.run(self._ledger, self._timeouts), hedging)
 
-    def _settle(self, call: Call) -> None:
-        call.ended = self._clock.monotonic()
+    def _tell(self, call: Call) -> None:
         attempts = call.attempts
         call.attempts_json = text = encode_attempts(attempts)
         if call.decision is not None:

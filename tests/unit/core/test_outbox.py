@@ -117,3 +117,31 @@ async def test_a_broken_connection_does_not_keep_the_others_answers(outbox, told
     assert told == [("two", b"b")]
     assert one.closing
     assert "could not be written" in caplog.text
+
+
+async def test_what_nobody_waits_for_is_done_when_the_bytes_have_left(outbox, told, caplog):
+    def broken(_):
+        raise RuntimeError("broken")
+
+    outbox.after(told.append, "one")
+    outbox.after(broken, "two")
+    outbox.write(Wire("wire", told), b"a")
+    outbox.after(told.append, "three")
+    outbox.flush()
+    assert told == [("wire", b"a")]
+    await asyncio.sleep(0)
+    assert told == [("wire", b"a"), "one", "three"]
+    assert "follows an answer" in caplog.text
+    outbox.after(told.append, "four")
+    await asyncio.sleep(0)
+    assert told[-1] == "four"
+
+
+async def test_a_turn_is_ended_once(outbox, told):
+    one = Wire("one", told)
+    for _ in range(3):
+        outbox.write(one, b"a")
+        outbox.flush()
+        outbox.after(told.append, "after")
+    await asyncio.sleep(0)
+    assert told == [("one", b"a")] * 3 + ["after"] * 3
