@@ -1,8 +1,8 @@
 """Time series of requests: seconds, rolled up into minutes, hours and days.
 
     a second in memory ──► closed ──┬──► stored as a row of 1 s
-                                    ├──► merged into the running minute ──► closed ──► row of 1 min
-                                    ├──► merged into the running hour ────► closed ──► row of 1 h
+                                    └──► merged into the running minute ──► closed ──► row of 1 min
+           a closed minute ─────────┬──► merged into the running hour ────► closed ──► row of 1 h
                                     └──► merged into the running day ─────► closed ──► row of 1 day
 
 Rows are written in batches by ``write_soon``. Whether a question is answered from seconds or
@@ -169,7 +169,7 @@ class Series:
         async for at, label, cell in self.stored(MINUTE, hour, minute):
             self._roll(at, {label: cell}, HOUR, DAY)
         async for at, label, cell in self.stored(SECOND, minute, second):
-            self._roll(at, {label: cell}, MINUTE, HOUR, DAY)
+            self._roll(at, {label: cell}, MINUTE)
         # A restart within one second: it goes on being counted, and its row is replaced.
         async for _, label, cell in self.stored(SECOND, second, second + SECOND):
             line = Line(label)
@@ -240,7 +240,7 @@ class Series:
         cells = self._end()
         if cells:
             self._emit(SECOND, self.second, cells)
-            self._roll(self.second, cells, MINUTE, HOUR, DAY)
+            self._roll(self.second, cells, MINUTE)
             self._closed(self.second, cells)
 
     def _end(self) -> Cells:
@@ -266,10 +266,13 @@ class Series:
         if start == self._starts[resolution]:
             return
         cells = self._rolling[resolution]
-        if cells:
-            self._emit(resolution, self._starts[resolution], cells)
+        began = self._starts[resolution]
         self._rolling[resolution] = {}
         self._starts[resolution] = start
+        if cells:
+            self._emit(resolution, began, cells)
+            if resolution == MINUTE:
+                self._roll(began, cells, HOUR, DAY)
 
     def _emit(self, resolution: int, at: int, cells: Cells) -> None:
         self.changes[resolution] += 1
@@ -345,8 +348,11 @@ class Series:
         """The span of a resolution that is not over, as far as it has come."""
         if resolution == SECOND:
             return Snapshot(self.second, self.running())
+        sources = [self._rolling[resolution], self.running()]
+        if resolution != MINUTE:
+            sources.append(self._rolling[MINUTE])
         cells: Cells = {}
-        for source in (self._rolling[resolution], self.running()):
+        for source in sources:
             for label, cell in source.items():
                 merge_into(cells, label, cell)
         return Snapshot(self._starts[resolution], cells)

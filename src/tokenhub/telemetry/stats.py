@@ -99,31 +99,54 @@ class Window:
 
 
 class Stats:
-    """All windows."""
+    """All windows.
+
+    A closed second waits until each window has taken it in: all at once would keep everybody else
+    from the loop for milliseconds. Whoever asks finds all of it taken in.
+    """
 
     def __init__(self) -> None:
         self._windows = tuple(Window(span) for span in SPANS)
+        self._late: deque[tuple[Window, int, Mapping[Label, Cell]]] = deque()
 
     def add(self, at_ms: int, cells: Mapping[Label, Cell]) -> None:
-        """Take in the closed second that began at ``at_ms``; let go of what is over by then."""
-        self.expire(at_ms)
+        """Take the closed second that began at ``at_ms``, for ``catch_up`` to count."""
+        self._catch_up()  # with the second before it, should nobody have had the time
         for window in self._windows:
-            window.add(at_ms, cells)
+            self._late.append((window, at_ms, cells))
+
+    @property
+    def late(self) -> bool:
+        """There is something to catch up with."""
+        return bool(self._late)
+
+    def catch_up(self) -> None:
+        """Let one window take in one second, and let go of what is over by then."""
+        window, at_ms, cells = self._late.popleft()
+        window.expire(at_ms)
+        window.add(at_ms, cells)
 
     def load(self, at_ms: int, label: Label, cell: Cell, resolution: int, now_ms: int) -> None:
         """Take in a stored cell of a second or a minute, as of now; oldest first."""
+        self._catch_up()
         for window in self._windows:
             if _takes(window.span, resolution) and window.reaches(at_ms, now_ms):
                 window.add(at_ms, {label: cell})
 
     def expire(self, now_ms: int) -> None:
         """Let go of what is over."""
+        self._catch_up()
         for window in self._windows:
             window.expire(now_ms)
 
     def labels(self) -> set[Label]:
         """The labels of the last day."""
+        self._catch_up()
         return set(self._windows[-1].totals)
+
+    def _catch_up(self) -> None:
+        while self._late:
+            self.catch_up()
 
     async def report(self, now_ms: int, running: Cells, key_name: Callable[[str], str]) -> Report:
         """All figures; others get their turn on the loop in between.

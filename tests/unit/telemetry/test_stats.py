@@ -242,3 +242,30 @@ async def test_a_hundred_thousand_requests_with_nobody_reading(start, clock, db)
     [(rows,)] = await db.read("SELECT COUNT(*) FROM series_points")
     seconds, minutes, rest = 4_000 * 3 + 960 * 14, 4_000 * 3 + 16 * 14, 33 * 14
     assert rows <= seconds + minutes + rest
+
+
+async def test_a_closed_second_is_taken_in_step_by_step(start, clock):
+    observer = await start()
+    observer.observe(entry(clock.ms), 0.0)
+    clock.ms += 1000
+    timer = observer._call_later
+    timer.fire()
+    done = [bool(window.totals) for window in observer.stats._windows]
+    assert not any(done)
+    for number in range(4):
+        timer.fire()
+        done = [bool(window.totals) for window in observer.stats._windows]
+        assert sum(done) == number + 1
+    timer.fire()
+    assert not observer.stats.late
+
+
+async def test_who_asks_in_between_finds_the_closed_second_whole(start, clock):
+    observer = await start()
+    observer.observe(entry(clock.ms), 0.0)
+    clock.ms += 1000
+    observer._call_later.fire()
+    assert observer.stats.late
+    report = await observer.report(str)
+    assert [row["request_count"] for row in report["global"]] == [1] * 4
+    assert not observer.stats.late
