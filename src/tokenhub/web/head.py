@@ -261,7 +261,7 @@ def status_line(status: int) -> bytes:
     return line
 
 
-@lru_cache(maxsize=512)  # most answers carry one of a few sets of headers
+@lru_cache(maxsize=4096)  # most answers carry one of a few sets of headers, two for a model
 def field_lines(content_type: bytes | None, headers: Headers) -> bytes:
     """The handler's header lines and the head's end.
 
