@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import json
-import time
 
 import pytest
 from hypothesis import given
@@ -102,11 +101,10 @@ def test_no_text_makes_it_fail_or_slow(text):
         take(user(lead + text))
 
 
+@pytest.mark.timeout(30)  # a watchdog: it takes a moment, or minutes
 def test_a_long_text_takes_no_time():
-    began = time.perf_counter()
     for text in ("@@tokenhub\n" + "@@en" * 10**6, "@@tokenhub " + "a=" * 10**6):
         take(user(text))
-    assert time.perf_counter() - began < 0.5
 
 
 def intent(text, policy=None, **fields):

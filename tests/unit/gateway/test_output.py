@@ -4,7 +4,6 @@ import contextlib
 import json
 import socket
 import threading
-import time
 
 import pytest
 from hypothesis import given
@@ -83,13 +82,12 @@ NASTY = [
 ]  # fmt: skip
 
 
+@pytest.mark.timeout(30)  # a watchdog: it takes a moment, or minutes
 @pytest.mark.parametrize("piece", NASTY)
 @pytest.mark.parametrize("kind", ["json", "markdown", "text", "xml"])
 def test_no_text_takes_more_than_linear_time(piece, kind):
-    text = piece * (300_000 // len(piece))
-    began = time.perf_counter()
+    text = piece * (1_000_000 // len(piece))
     OutputFormat(type=kind, strip_think=True).apply(text)
-    assert time.perf_counter() - began < 1
 
 
 PERSON = {
@@ -172,13 +170,12 @@ def test_nothing_a_schema_refers_to_is_fetched(scheme, tmp_path):
     assert came == []
 
 
+@pytest.mark.timeout(30)  # a watchdog: it takes a moment, or minutes
 @pytest.mark.parametrize("pattern", ["^(a+)+$", "^(a|a)*$", "^(a|aa)+$", "(x+x+)+y", "^(.*a){20}$"])
 def test_a_catastrophic_pattern_cannot_hang(pattern):
     schema = Schema({"type": "string", "pattern": pattern}, "s")
-    began = time.perf_counter()
     with contextlib.suppress(Unprocessable):
         schema.check(json.dumps("a" * 50_000 + "!" + "x" * 50_000))
-    assert time.perf_counter() - began < 1
 
 
 @pytest.mark.parametrize(
@@ -238,12 +235,11 @@ def test_shared_parts_and_trees_are_fine():
     assert faults(names, [3]).extra["faults"][0]["at"] == "/0"
 
 
+@pytest.mark.timeout(30)  # a watchdog: it takes a moment, or minutes
 def test_an_answer_whose_check_would_explode_is_a_422():
     schema = {"properties": {"a": {"allOf": [{"$ref": "#"}, {"$ref": "#"}]}}}
-    began = time.perf_counter()
     assert "nested too deeply" in faults(schema, nested(40)).message
     Schema(schema, "s").check(json.dumps(nested(8) | {"a": {}}))
-    assert time.perf_counter() - began < 1
 
 
 @pytest.mark.parametrize("schema", [{"$ref": "#"}, {"allOf": [{"$ref": "#"}]}])

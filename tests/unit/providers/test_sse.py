@@ -3,7 +3,6 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import time
 
 import pytest
 from hypothesis import example, given, settings
@@ -186,16 +185,10 @@ class TestCap:
         assert len(reader.feed((b"data: " + b"x" * 900 + b"\n\n") * 50)) == 50
 
 
+@pytest.mark.timeout(30)  # a watchdog: it takes a moment, or minutes
 def test_a_long_line_in_small_pieces_costs_linear_time():
-    def seconds(size):
-        reader = EventReader()
-        begin = time.perf_counter()
-        reader.feed(b"data: ")
-        for _ in range(size):
-            reader.feed(b"0123456789")
-        assert len(reader.feed(b"\n\n")[0].data) == size * 10
-        return time.perf_counter() - begin
-
-    seconds(1000)
-    # Quadratic copying would make this about 16 times 16.
-    assert seconds(64_000) < 80 * max(seconds(4000), 0.001)
+    reader = EventReader()
+    reader.feed(b"data: ")
+    for _ in range(800_000):
+        reader.feed(b"0123456789")
+    assert len(reader.feed(b"\n\n")[0].data) == 8_000_000
