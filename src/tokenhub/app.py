@@ -168,6 +168,7 @@ class App:
             asyncio.get_running_loop().call_later,
             retention_days=settings.series_retention_days,
         )
+        await app.observer.series.configure()
         app.tracing = _tracing(settings, lambda: app.catalog.current)
         app._wire()
         app._announce()

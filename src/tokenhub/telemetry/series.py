@@ -155,6 +155,11 @@ class Series:
         self.written = 0
         self.dropped = 0
 
+    async def configure(self) -> None:
+        """Read what was set; before anybody asks or sets anew."""
+        if found := await self._db.read(_READ_SETTING, {"key": _SETTING}):
+            self.retention_days = int(found[0][0])
+
     async def open(self, now_ms: int) -> None:
         """Go on where the last life ended: roll up what it left, resume the running spans."""
         for number, kind, name, provider in await self._db.read(_LABELS):
@@ -177,8 +182,6 @@ class Series:
             self._active.append(line)
         self.second = second
         self._turn_all(second)
-        if found := await self._db.read(_READ_SETTING, {"key": _SETTING}):
-            self.retention_days = int(found[0][0])
         await self.settled()
 
     def known(self, labels: Iterable[Label]) -> None:

@@ -22,6 +22,7 @@ def start(db, clock):
     async def begin():
         await db.write(lambda _: None)  # what an earlier one has queued is there
         observer = Observer(db, clock, Timer())
+        await observer.series.configure()
         await observer.open()
         return observer
 
