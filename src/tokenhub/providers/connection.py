@@ -74,8 +74,7 @@ class Connection(asyncio.Protocol):
         "_active", "_body", "_closed", "_deadline", "_done", "_extra", "_fault", "_frames", "_head",
         "_head_done", "_headers", "_idle", "_keep_alive", "_loop", "_outbox", "_owner", "_parser",
         "_parts", "_reading", "_repeated", "_size", "_sized", "_started", "_status", "_stream",
-        "_streaming",
-        "_total", "_transport", "_waiter", "_wire", "idle_until", "on_body", "uses",
+        "_streaming", "_total", "_transport", "_waiter", "_wire", "idle_until", "on_body", "uses",
     )  # fmt: skip
 
     _transport: asyncio.Transport
