@@ -156,6 +156,19 @@ class TestWhatIsKnown:
         assert fed == answers[:1]
         assert seen == drive(loop, Blind(), [([one], False) for one in answers])
 
+    @pytest.mark.parametrize(
+        "length",
+        [b"3 ", b"1 2", b" 3", b"\t3", b"3\t", b"+3", b"-3", b"3,3", b"3, 3", b"0x3", b"1_2",
+         b"00012", b"3.0", b"", b"3;", b"\xb2", b"12", b"2", b"4", b"000000000003", b"9" * 20],
+    )  # fmt: skip
+    def test_a_length_is_read_as_the_parser_reads_it(self, loop, length):
+        usual = answer(b"abc")
+        raw = usual.replace(b"Content-Length: 3", b"Content-Length: " + length)
+        for body in (b"abc", b"abcdefghijkl"):
+            came = [([raw.removesuffix(b"abc") + body], False)]
+            known = drive(loop, knowing(usual), came, eof=True)
+            assert known == drive(loop, Blind(), came, eof=True)
+
     def test_of_a_stream_only_what_it_says_of_the_body_is_parsed(self, loop, monkeypatch):
         fed = parsed(monkeypatch)
         answers = [chunked(b"data: %d\n\n" % n, headers=usual(n)) for n in range(3)]
