@@ -89,7 +89,7 @@ class Relay:
 
     def _feed(self, data: bytes) -> None:
         wire = self._wire
-        out = wire.feed(data)
+        out = wire.feed(data, self._answer.chunks)
         if out:
             (self.stream or self._start()).write(out)
         if wire.failure is not None:

@@ -21,7 +21,7 @@ from tokenhub.core.errors import FailureClass, ProviderError
 from tokenhub.providers.egress import parse_base_url
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from tokenhub.core.catalog import Model, Provider
     from tokenhub.core.chat import ChatRequest
@@ -109,8 +109,13 @@ class StreamRelay(ABC):
         self._show_usage = show_usage
 
     @abstractmethod
-    def feed(self, data: bytes) -> bytes:
-        """What to write for one read; never part of an event, b"" when there is nothing yet."""
+    def feed(self, data: bytes, chunks: Sequence[bytes] = ()) -> bytes:
+        """What to write for one read; never part of an event, b"" when there is nothing yet.
+
+        Args:
+            data: what was read.
+            chunks: the same in the pieces it was sent in, where they are known.
+        """
 
     @abstractmethod
     def finish(self) -> bytes:

@@ -12,6 +12,7 @@ error, ping            a failure; nothing
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -22,6 +23,9 @@ from tokenhub.providers.anthropic_reply import Block, MessageObject, UsageObject
 from tokenhub.providers.failures import classify_event, garbage
 from tokenhub.providers.openai_writer import ChunkWriter
 from tokenhub.providers.sse import EventReader, EventTooLarge
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class _Delta(msgspec.Struct, gc=False):
@@ -81,8 +85,9 @@ class AnthropicRelay(StreamRelay):
         self._calls: dict[int, _Call] = {}
         self._opened = False  # message_start was seen
 
-    def feed(self, data: bytes) -> bytes:
+    def feed(self, data: bytes, chunks: Sequence[bytes] = ()) -> bytes:
         """The chunks for the events that end in this read."""
+        del chunks
         if self.complete or self.failure is not None:
             return b""
         try:

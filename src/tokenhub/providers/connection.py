@@ -29,6 +29,8 @@ from tokenhub.providers.stream import StreamAnswer
 from tokenhub.providers.upstream import MAX_STREAM_BODY, MAX_WHOLE_BODY, Answer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tokenhub.core.outbox import Outbox
     from tokenhub.providers.upstream import Timeouts
 
@@ -259,21 +261,22 @@ class Connection(asyncio.Protocol):
             self._head = data[: found.end()]
         elif self._frames.curious and self._wire == len(data) and not self._fault:
             self._frames.learn(data)
-        if self._done and not self._streaming and self._body is None and self._wire <= _WELL_INSIDE:
+        if self._done and waiter is not None and self._body is None and self._wire <= _WELL_INSIDE:
             # Most answers: whole in one read, and too small for any limit.
-            assert waiter is not None
-            body = parts[0] if len(parts) == 1 else b"".join(parts)
-            parts.clear()
             self._waiter = None
-            waiter.set_result(Answer(self._status, self._head or self._headers, body))
+            chunks = parts[:]
+            parts.clear()
+            body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            waiter.set_result(Answer(self._status, self._head or self._headers, body, chunks))
             self._free()
             return
+        chunks = parts[:]
         data = self._take_parts()
         stream = self._stream
         if stream is None or self._done or self._fault:
-            self._hand_on(data)
+            self._hand_on(data, chunks)
         elif data:
-            stream.push(data)
+            stream.push(data, chunks)
 
     def eof_received(self) -> None:
         """The other end will send no more."""
@@ -360,7 +363,7 @@ class Connection(asyncio.Protocol):
             self._fault = self._fault or "the answer is mostly chunk framing"
         return data
 
-    def _hand_on(self, data: bytes) -> None:
+    def _hand_on(self, data: bytes, chunks: Sequence[bytes] = ()) -> None:
         """Give away the body bytes of one read, then the end or the fault."""
         if self._stream is None and (not self._streaming or (self._done and not self._fault)):
             if self._fault:
@@ -383,7 +386,7 @@ class Connection(asyncio.Protocol):
                 waiter.set_result(stream)
         stream.ended = self._done and not self._fault
         if data:
-            stream.push(data)
+            stream.push(data, chunks)
             if self._stream is not stream:  # the sink failed or aborted
                 return
         if self._fault:

@@ -52,7 +52,7 @@ class Pattern:
         choice: the index of the choice that speaks.
     """
 
-    __slots__ = ("_foot", "_head", "_least", "_middle", "_quoted", "choice")
+    __slots__ = ("_foot", "_head", "_joint", "_least", "_middle", "_quoted", "_within", "choice")
 
     def __init__(self, head: bytes, middle: bytes, foot: bytes, choice: int) -> None:
         self._head = head
@@ -60,6 +60,8 @@ class Pattern:
         self._foot = foot
         self._least = len(head) + len(middle) + len(foot)
         self._quoted = slice(len(head) - 1, 1 - len(foot))
+        self._joint = foot + head
+        self._within = itemgetter(slice(len(head), -len(foot)))
         self.choice = choice
 
     def said(self, events: bytes) -> int:
@@ -68,20 +70,22 @@ class Pattern:
         if size < 0 or not events.startswith(self._head) or not events.endswith(self._foot):
             return -1
         if size >= self._least or self._middle:
-            return self._size(events[len(self._head) : -len(self._foot)])
+            return self._size(self._within(events))
         # No room for a second event: one string, with the quotes that head and foot share with it.
-        try:
-            text: str = _string.decode(events[self._quoted])
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return -1
-        return len(text) if text.isascii() else len(text.encode())
+        return _length(events[self._quoted])
 
-    def find(self, events: bytes) -> tuple[int, int, int] | None:
+    def find(self, events: bytes, chunks: Sequence[bytes] = ()) -> tuple[int, int, int] | None:
         """Events of this pattern in a row: where it starts and ends, and the UTF-8 bytes said.
 
         None when there are none, or others among them. What stands before and after is not looked
         at: it is a row of whole events only when that proves to be whole events too.
+
+        Args:
+            events: to be searched.
+            chunks: the same in pieces; it is quicker where each is an event.
         """
+        if chunks and (row := self._find_chunks(events, chunks)) is not None:
+            return row
         head, foot = self._head, self._foot
         start = events.find(head)
         if start < 0:
@@ -96,21 +100,48 @@ class Pattern:
         size = self._size(events[start + len(head) : end - len(foot)])
         return None if size < 0 else (start, end, size)
 
+    def _find_chunks(self, events: bytes, chunks: Sequence[bytes]) -> tuple[int, int, int] | None:
+        """What ``find`` says if each chunk of the row is an event."""
+        head, foot = self._head, self._foot
+        first, last = 0, len(chunks) - 1
+        while not chunks[last].endswith(foot) or not chunks[last].startswith(head):
+            last -= 1
+            if last <= 0:
+                return None
+        while not chunks[first].startswith(head):
+            first += 1
+        start = sum(map(len, chunks[:first])) if first else 0
+        pieces = list(map(self._within, chunks[first : last + 1]))
+        row = self._joint.join(pieces)
+        # Whether the pieces were cut in the right places shows here, whatever the chunks are.
+        at = start + len(head)
+        end = at + len(row)
+        if not events.startswith(row, at) or not events.startswith(foot, end):
+            return None
+        size = self._said(pieces)
+        return None if size < 0 else (start, end + len(foot), size)
+
     def _size(self, words: bytes) -> int:
         """What ``said`` says, of all that stands between the first head and the last foot."""
-        more = 0
-        if self._middle or len(words) >= self._least:
-            pieces = self._pieces(words)
-            # A blank after a cut escape makes it unsound: no piece can lean on its neighbour.
-            words = b" ".join(pieces)
-            more = len(pieces) - 1
-            if more < 0:
+        if not self._middle and len(words) < self._least:
+            return _length(b'"%b"' % words)
+        return self._said(self._pieces(words))
+
+    def _said(self, pieces: Sequence[bytes]) -> int:
+        """UTF-8 bytes of what stands between head and foot in each event; -1 if it is unsound."""
+        if self._middle and pieces:
+            # Words and padding.
+            cut = [piece.partition(self._middle) for piece in pieces]
+            pieces, middles, paddings = zip(*cut, strict=True)
+            padding = b"".join(paddings)
+            if b"" in middles or not (padding.isalnum() or not padding):
                 return -1
-        try:
-            text: str = _string.decode(b'"%b"' % words)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        more = len(pieces) - 1
+        if more < 0:
             return -1
-        return (len(text) if text.isascii() else len(text.encode())) - more
+        # A blank after a cut escape makes it unsound: no piece can lean on its neighbour.
+        size = _length(b'"%b"' % b" ".join(pieces))
+        return -1 if size < 0 else size - more
 
     def _pieces(self, words: bytes) -> Sequence[bytes]:
         """The words of each event; empty when what is between them is not of the pattern."""
@@ -123,18 +154,20 @@ class Pattern:
             last = others.pop()[len(head) :]
             within = itemgetter(slice(len(head), 1 - len(foot)))
             pieces = [first[: 1 - len(foot)], *map(within, others), last]
-            if (foot + head).join(pieces) != words:
+            if self._joint.join(pieces) != words:
                 return ()
         else:
             pieces = [first]
-        if not self._middle:
-            return pieces
-        middle = self._middle
-        pieces, middles, paddings = zip(*[piece.partition(middle) for piece in pieces], strict=True)
-        padding = b"".join(paddings)
-        if b"" in middles or not (padding.isalnum() or not padding):
-            return ()
         return pieces
+
+
+def _length(quoted: bytes) -> int:
+    """UTF-8 bytes that a JSON string says; -1 if it is none."""
+    try:
+        text: str = _string.decode(quoted)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return -1
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def learn(events: bytes) -> Pattern | None:

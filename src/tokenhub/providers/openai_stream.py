@@ -21,6 +21,8 @@ from tokenhub.providers.openai_pattern import learn
 from tokenhub.providers.sse import EventReader, EventTooLarge
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tokenhub.providers.openai_events import Event
     from tokenhub.providers.openai_pattern import Pattern
 
@@ -32,6 +34,7 @@ _CR = ord("\r")
 _LEAD = 16 * 1024  # bytes kept back while no content has come
 _NO_CHOICE: frozenset[int] = frozenset()
 _FIRST_CHOICE = frozenset({0})
+_MANY = 4  # chunks in a read: from here on a search among them is quicker
 _GUESSES = 4  # reads in a row that are searched for a pattern in vain
 
 
@@ -59,12 +62,17 @@ class OpenAIRelay(StreamRelay):
         self._pattern: Pattern | None = None
         self._guesses = _GUESSES
 
-    def feed(self, data: bytes) -> bytes:
+    def feed(self, data: bytes, chunks: Sequence[bytes] = ()) -> bytes:
         """Whole events of this read, with what was left of the last one in front."""
         if self.complete or self.failure is not None:
             return b""
         pattern = self._pattern
-        if pattern is not None and not self._tail and (size := pattern.said(data)) >= 0:
+        if (
+            pattern is not None
+            and len(chunks) < _MANY
+            and not self._tail
+            and (size := pattern.said(data)) >= 0
+        ):
             # Nothing but words, most reads of a slow stream: what else there is to note of them
             # was noted when the pattern was learnt.
             self.content_bytes += size
@@ -76,12 +84,14 @@ class OpenAIRelay(StreamRelay):
             return self._release(self._switch(data))
         if self._tail:
             data, self._tail = self._tail + data, b""
+            chunks = ()
         if not data.endswith(_BREAK):
             end = data.rfind(_BREAK) + 2
             if end == 1:
                 return self._wait(data)
             data, self._tail = data[:end], data[end:]
-        out = self._plain(data)
+            chunks = ()
+        out = self._plain(data, chunks)
         if out is None:
             out = self._one_by_one(EventReader(), data)
         return out if self.started else self._release(out)
@@ -102,9 +112,9 @@ class OpenAIRelay(StreamRelay):
         held, self._held = self._held, b""
         return held + out + DONE
 
-    def _plain(self, block: bytes) -> bytes | None:
+    def _plain(self, block: bytes, chunks: Sequence[bytes] = ()) -> bytes | None:
         """What to relay if every event is plain and sound, else None and nothing is noted."""
-        row = self._row(block)
+        row = self._row(block, chunks)
         start, end, size = (0, 0, 0) if row is None else row
         before, after = block[:start], block[end:]
         done = after.endswith(DONE)
@@ -126,9 +136,9 @@ class OpenAIRelay(StreamRelay):
             return block
         return b"".join((before, block[start:end], after))
 
-    def _row(self, body: bytes) -> tuple[int, int, int] | None:
+    def _row(self, body: bytes, chunks: Sequence[bytes]) -> tuple[int, int, int] | None:
         """The events of this stream's pattern; it is learnt anew when the words become others'."""
-        row = None if self._pattern is None else self._pattern.find(body)
+        row = None if self._pattern is None else self._pattern.find(body, chunks)
         if row is not None:
             self._guesses = _GUESSES
         elif self._guesses:
@@ -136,7 +146,7 @@ class OpenAIRelay(StreamRelay):
             # Kept when there is nothing to learn: a comment or a tool call came in between.
             if (pattern := learn(body)) is not None:
                 self._pattern = pattern
-                row = pattern.find(body)
+                row = pattern.find(body, chunks)
         return row
 
     def _kept(self, body: bytes, events: list[Event]) -> bytes:

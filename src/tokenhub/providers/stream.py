@@ -13,7 +13,7 @@ from tokenhub.providers.upstream import MAX_WHOLE_BODY, Answer
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from tokenhub.providers.connection import Connection
 
@@ -94,18 +94,20 @@ class StreamAnswer(Answer):
         if self._connection is not None:
             self._connection.close()
 
-    def push(self, data: bytes) -> None:
-        """For the connection: the body bytes of one read."""
+    def push(self, data: bytes, chunks: Sequence[bytes] = ()) -> None:
+        """For the connection: the body bytes of one read, and the chunks they came in."""
         if self.sink is None:
             self._early = self._early + data if self._early else data
             if len(self._early) > MAX_EARLY and self._connection is not None:
                 self._connection.set_reading(False)
             return
+        self.chunks = chunks
         try:
             self.sink(data)
         except Exception as error:  # noqa: BLE001 - it belongs to whoever awaits relay()
             if self._connection is not None:
                 self._connection.close(error)
+        self.chunks = ()
 
     def _take_early(self) -> bytes:
         # The frame of ``relay`` would keep them as long as the stream lasts.

@@ -94,17 +94,24 @@ class Answer:
     Attributes:
         status: 200 to 599. Redirects are answers like any other.
         body: all of it, or None while it is still arriving.
+        chunks: the pieces in which the provider sent ``body``, or what the sink of ``relay`` is
+            being given; () where that is not known. A hint: where an event may end.
         ended: nothing comes after what the sink of ``relay`` is being given.
     """
 
-    __slots__ = ("_headers", "body", "ended", "status")
+    __slots__ = ("_headers", "body", "chunks", "ended", "status")
 
     def __init__(
-        self, status: int, headers: dict[bytes, bytes] | bytes, body: bytes | None
+        self,
+        status: int,
+        headers: dict[bytes, bytes] | bytes,
+        body: bytes | None,
+        chunks: Sequence[bytes] = (),
     ) -> None:
         self.status = status
         self._headers = headers
         self.body = body
+        self.chunks = chunks
         self.ended = body is not None
 
     @property

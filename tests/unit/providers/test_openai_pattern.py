@@ -22,8 +22,8 @@ NOTED = ("started", "complete", "usage", "finish_reason", "content_bytes", "malf
 class EventByEvent(OpenAIRelay):
     """The same relay without its ways of reading many events at once."""
 
-    def _plain(self, block):
-        del block
+    def _plain(self, block, chunks=()):
+        del block, chunks
 
 
 def event(delta, finish="null", index=0, after=""):
@@ -125,6 +125,52 @@ def test_any_stream_in_any_cut_says_the_same(events, places, mutations, show_usa
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_one_event_a_read_says_the_same(events, mutations):
     agree([word("one"), *(mutated(one, mutations) for one in events)])
+
+
+@given(st.lists(st.lists(EVENTS, max_size=9), max_size=4), CUTS, MUTATIONS, st.booleans())
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_whatever_the_chunks_of_a_read_are_it_says_the_same(reads, places, mutations, show_usage):
+    hinted, blind = OpenAIRelay(show_usage=show_usage), EventByEvent(show_usage=show_usage)
+    for events in reads:
+        chunks = [mutated(one, mutations) for one in events]
+        if len(places) % 2:
+            chunks = cut(b"".join(chunks), places)
+        read = b"".join(chunks)
+        assert hinted.feed(read, chunks) == blind.feed(read)
+    assert ran(hinted, []) == ran(blind, [])
+
+
+def test_a_row_in_chunks_is_found_without_its_neighbours():
+    start, end = event({"role": "assistant", "content": ""}), event({}, finish='"stop"')
+    chunks = [start, *(word(f"w{i}") for i in range(10)), end]
+    read = b"".join(chunks)
+    pattern = learn(word("one"))
+    row = pattern.find(read, chunks)
+    assert row == pattern.find(read) == (len(start), len(read) - len(end), 20)
+    assert pattern.find(read, [b"", *read.splitlines(keepends=True)]) == row
+    assert pattern.find(start + end, [start, end]) is None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        word("two", index=1),
+        event('{"refusal":"two"}'),
+        word("two").replace(b"null", b"NULL"),
+        word("two").replace(b'"id":"c1"', b'"id":"c2"'),
+    ],
+)
+def test_a_chunk_of_another_kind_is_not_of_the_row(other):
+    chunks = [word("one"), other, word("three")]
+    assert learn(word("one")).find(b"".join(chunks), chunks) is None
+    agree(chunks)
+
+
+def test_a_head_and_a_foot_that_share_a_quote_in_a_chunk_are_no_event():
+    pattern = learn(word("one"))
+    cut_short = word("").replace(b'""', b'"')
+    for chunks in ([cut_short], [word("a"), cut_short], [cut_short, word("a")]):
+        assert pattern.find(b"".join(chunks), chunks) is None
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
