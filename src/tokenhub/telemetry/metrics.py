@@ -197,6 +197,9 @@ class Counts:
     """The counters and histograms of requests of one kind, found once and kept.
 
     Looking up nine label sets would cost more than counting does.
+
+    Attributes:
+        kind: what tells them apart; of the same kind they are the same ones.
     """
 
     def __init__(
@@ -207,6 +210,7 @@ class Counts:
         status: int,
         error_class: str,
     ) -> None:
+        self.kind = (*pair, *how, status, error_class)
         mode, endpoint = how
         ended = "cancelled" if status == CANCELLED else "error"
         self._ok = not error_class

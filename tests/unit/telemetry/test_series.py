@@ -187,7 +187,7 @@ async def test_a_year_is_read_as_thousands_of_points(start, clock, db):
     for hour in range(365 * 24):
         one = entry(begin + hour * HOUR, 100.0)
         observer.series.advance(one.at_ms)
-        line = observer._line(("m1", "p1", "k1", "", "/v1", 200, ""))[0]
+        line = observer._tally(("m1", "p1", "k1", "", "/v1", 200, "")).line
         observer.series.cell(line).add(Group([one]))
     observer.fold()
     hours = await points(observer, "requests", start=begin, step=HOUR)

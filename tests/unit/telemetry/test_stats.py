@@ -5,9 +5,10 @@ import sys
 from collections import deque
 
 import pytest
-from tests.unit.telemetry.finished import Timer, entry, failed
+from tests.unit.telemetry.finished import Timer, attempt, entry, failed
 
-from tokenhub.telemetry.cell import MOST
+from tokenhub.telemetry import observer as observer_module
+from tokenhub.telemetry.cell import MOST, Group
 from tokenhub.telemetry.observer import Observer
 from tokenhub.telemetry.series import DAY, HOUR, MINUTE, SECOND
 
@@ -194,6 +195,24 @@ async def test_labels_beyond_the_cap_are_counted_together(start, clock):
     await observer.prune()
     observer.observe(entry(clock.ms, key_id="late"), 0.0)
     assert set(await windows(observer, "by_api_key", api_key_id="late"))
+
+
+async def test_models_beyond_the_cap_are_one_group_in_every_family(start, clock, monkeypatch):
+    observer = await start()
+    groups = []
+    monkeypatch.setattr(observer_module, "Group", lambda some: groups.append(some) or Group(some))
+    for number in range(MOST["pair"] + 50):
+        observer.observe(entry(clock.ms, model_id=f"m{number}"), 0.0)
+        if number % 2:
+            observer.observe(failed(clock.ms, attempts=[attempt(f"m{number}", "p1", "reset")]), 0.0)
+    report = await observer.report(names)
+    by_model = {row["model_id"]: row["request_count"] for row in report["by_model"]["1m"]}
+    assert (len(by_model), by_model["other"], by_model["m1"]) == (MOST["pair"] + 1, 75, 2)
+    requests = observer.metrics.requests
+    assert requests.at("normal", "other", "p1", "ok") == [50]
+    assert requests.at("normal", "other", "p1", "error") == [25]
+    assert requests.at("normal", "m1", "p1", "error") == [1]
+    assert sorted(map(len, groups))[-3:] == [1, 25, 50]
 
 
 def size_of(thing, seen):
