@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from tokenhub.routing.rewards import RewardLog
 
 NOTHING: Mapping[str, str] = {}
-FEW = 250  # models; with more, a look at what was learned lasts longer in proportion
+FEW = 50  # models; with more, a look at what was learned lasts longer in proportion
 MOST = 20  # times, at the most
 LATEST = 1_000  # rewards: of an arm, what is older counts 1 % less for each later one
 REMEMBERED = 20_000  # latest answers that feedback can reach

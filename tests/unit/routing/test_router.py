@@ -340,7 +340,7 @@ def test_decisions_share_a_look_while_only_answers_come(sharing, clock):
     assert then.arms[first.chosen.model_id] != first.evidence.arms[first.chosen.model_id]
 
 
-@pytest.mark.parametrize(("count", "seconds"), [(250, 0.05), (1000, 0.2), (9000, 1.0)])
+@pytest.mark.parametrize(("count", "seconds"), [(50, 0.05), (200, 0.2), (9000, 1.0)])
 def test_a_look_at_many_models_lasts_longer(sharing, clock, count, seconds):
     many = [model(f"m-{number}") for number in range(count)]
     sharing.update(catalog=catalog(*many))
