@@ -9,7 +9,7 @@ Money is nano-dollars, time is milliseconds, unless a name says otherwise.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -82,7 +82,7 @@ def _higher(one: int | None, two: int | None) -> int | None:
 NO_LIMITS = Limits()
 
 
-class Features(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Features(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Cheap numbers about a prompt; a record leaves out those that are 0.
 
     Args:
@@ -110,7 +110,7 @@ class Features(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     json: float = 0
 
 
-class RouteQuery(msgspec.Struct, frozen=True, omit_defaults=True):
+class RouteQuery(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What routing needs to know of a request.
 
     Args:
@@ -229,6 +229,10 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
         return self.model.provider_id
 
 
+NOBODY = Candidate(model=Model(id="", provider_id=""))
+"""Stands where a choice would, when nobody could answer."""
+
+
 class Filtered(msgspec.Struct, frozen=True, kw_only=True):
     """A model that may not answer: the rule, the limit it broke and by which value."""
 
@@ -239,11 +243,14 @@ class Filtered(msgspec.Struct, frozen=True, kw_only=True):
     value: int | float | str = ""
 
 
-class Decision(msgspec.Struct, frozen=True, kw_only=True):
+class Decision(msgspec.Struct, frozen=True, gc=False):
     """Candidates best first, and why.
 
     Attributes:
-        candidates: the first is the choice; the rest is the order of failover.
+        chosen: whom to ask first; what the request is expected to cost and to take there is
+            certain to be found in ``candidates`` only.
+        count: how many candidates there are.
+        ranking: all of them, or what finds them from the query and the draw.
         reason: ``routed-weight-8``, ``routed-hint-exact``, ``routed-alias``, ``routed-fallback``.
         policy: what chose: ``weighted``, ``softmax``, ``thompson``, ``named`` or ``alias``; "" when
             nobody could answer.
@@ -253,34 +260,40 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
         draw: the number in [0, 1) that chose; of no effect where nothing was drawn.
         bucket: token bucket of the bandit's arms.
         rules: digest of catalog, aliases and settings, under which their text is stored.
+        record_end: what its record says of the choice, where many share it (``routing/record.py``);
+            "" = still to be written.
     """
 
     query: RouteQuery
-    candidates: Sequence[Candidate]
+    seed: int = 0
+    draw: float = 0.0
+    chosen: Candidate = NOBODY
+    count: int = 0
+    ranking: tuple[Candidate, ...] | Callable[[RouteQuery, float], tuple[Candidate, ...]] = ()
     filtered: tuple[Filtered, ...] = ()
     reason: str = ""
     policy: str = ""
     mode: str = ""
-    alias: str = ""
     limits: Limits = NO_LIMITS
-    seed: int = 0
-    draw: float = 0.0
     bucket: str = ""
     rules: str = ""
     evidence: Evidence = Evidence()
+    record_end: str = ""
+    alias: str = ""
 
     @property
-    def chosen(self) -> Candidate:
-        """The candidate to ask first."""
-        return self.candidates[0]
+    def candidates(self) -> tuple[Candidate, ...]:
+        """All that may answer: the choice, then the order of failover. Found at each call."""
+        ranking = self.ranking
+        return ranking(self.query, self.draw) if callable(ranking) else ranking
 
     @property
     def propensity(self) -> float:
         """Probability with which the choice was made."""
-        return self.candidates[0].propensity
+        return self.chosen.propensity
 
 
-class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Attempt(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One try at one candidate, as it ended.
 
     Attributes:

@@ -78,8 +78,7 @@ def publish(call: Call, entry: Entry, bus: EventBus) -> None:
     if decision is None:
         chosen, policy, count = None, "", 0
     else:
-        candidates, policy = decision.candidates, decision.policy
-        chosen, count = candidates[0], len(candidates)
+        chosen, policy, count = decision.chosen, decision.policy, decision.count
         if not entry.error_class and len(entry.attempts) == 1:
             bus.tell(_USUAL, _usual, (entry, name, chosen, policy, count))
             return

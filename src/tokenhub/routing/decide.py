@@ -12,7 +12,7 @@ from tokenhub.routing.eligibility import Screen
 from tokenhub.routing.hints import check_mode, read_hint
 from tokenhub.routing.refusal import refusal
 from tokenhub.routing.scoring import Fit, plain, rank
-from tokenhub.routing.shortlist import Shortlist, kind_of, listed, smallest
+from tokenhub.routing.shortlist import Shortlist, kind_of, smallest
 from tokenhub.routing.thompson import bucket_of
 
 if TYPE_CHECKING:
@@ -27,8 +27,20 @@ if TYPE_CHECKING:
 _MASK = (1 << 64) - 1
 
 
+MIXED = 1 << 48
+"""Seeds from here to twice as much are random numbers as they are, in units of the first."""
+
+_MIXED_END = 2 * MIXED
+
+
 def draw_of(seed: int) -> float:
-    """The number in [0, 1) that a seed stands for (SplitMix64's finaliser, top 53 bits)."""
+    """The number in [0, 1) that a seed stands for.
+
+    Seeds that people choose, and all of older records, are spread by SplitMix64's finaliser (top 53
+    bits) first, which costs as much as choosing by the number.
+    """
+    if MIXED <= seed < _MIXED_END:
+        return seed / MIXED - 1.0
     value = seed + 0x9E3779B97F4A7C15 & _MASK
     value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & _MASK
     value = (value ^ value >> 27) * 0x94D049BB133111EB & _MASK
@@ -72,8 +84,12 @@ def decide(
     """
     if draw is None:
         draw = draw_of(seed)
-    if shortlists is not None and (known := listed(query, shortlists)) is not None:
-        return known.choose(query, seed, draw)
+    if (
+        shortlists is not None
+        and (found := shortlists.found.get(kind_of(query))) is not None
+        and (known := found.choose(query, seed, draw)) is not None
+    ):
+        return known
     ask = Ask(query, rules, evidence, seed, draw)
     hint = read_hint(query.model, rules, query.models)
     if hint.model is not None:
@@ -108,8 +124,8 @@ def _routed(ask: Ask, hinted: str, shortlists: Shortlists | None) -> Decision:
         kind = kind_of(query)
         if kind not in shortlists.found:
             found = shortlists.found[kind] = _shortlist(ask, limits, mode, shortlists)
-            if found.holds(query):
-                return found.choose(query, ask.seed, ask.draw)
+            if (known := found.choose(query, ask.seed, ask.draw)) is not None:
+                return known
     candidates, filtered, policy = _ranked(ask, limits, mode)
     reason = f"routed-weight-{candidates[0].model.weight}"
     return _decision(ask, candidates, filtered, policy, reason, mode=mode, limits=limits)
@@ -224,7 +240,7 @@ def _allowed(ask: Ask) -> frozenset[str] | None:
 
 def _decision(
     ask: Ask,
-    candidates: Sequence[Candidate],
+    candidates: tuple[Candidate, ...],
     filtered: Sequence[Filtered],
     policy: str,
     reason: str,
@@ -235,7 +251,9 @@ def _decision(
 ) -> Decision:
     return Decision(
         query=ask.query,
-        candidates=candidates,
+        chosen=candidates[0],
+        count=len(candidates),
+        ranking=candidates,
         filtered=tuple(filtered),
         policy=policy,
         reason=reason,

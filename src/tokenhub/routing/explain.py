@@ -107,7 +107,7 @@ def describe(decision: Decision, rules: Rules) -> dict[str, Any]:
 
 def headline(decision: Decision) -> dict[str, Any]:
     """The choice alone."""
-    chosen = decision.chosen
+    chosen = decision.candidates[0]
     return {
         "model_id": chosen.model_id,
         "provider_id": chosen.provider_id,
@@ -118,7 +118,7 @@ def headline(decision: Decision) -> dict[str, Any]:
 
 def why(decision: Decision) -> str:
     """The choice in one sentence."""
-    chosen, count = decision.chosen, len(decision.candidates)
+    chosen, count = decision.chosen, decision.count
     if decision.reason == "routed-fallback":
         return f"The named model may not answer; `{chosen.model_id}` is the best that may."
     if decision.policy == "named":

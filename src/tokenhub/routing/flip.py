@@ -56,8 +56,8 @@ def _flips(decision: Decision, rules: Rules) -> Iterator[Flip]:
     if decision.policy in {"softmax", "thompson"}:
         yield from _draws(trial)
         return
-    chosen = decision.chosen
-    for rival in decision.candidates[1 : RIVALS + 1]:
+    chosen, *others = decision.candidates
+    for rival in others[:RIVALS]:
         yield from _weight(trial, rival, range(rival.model.weight + 1, TOP_WEIGHT + 1))
         yield from _scaled(trial, rival, 0.0)
     yield from _weight(trial, chosen, range(chosen.model.weight - 1, -1, -1))

@@ -12,7 +12,7 @@ import msgspec
 from tokenhub.core.decision import RouteQuery
 
 if TYPE_CHECKING:
-    from tokenhub.core.decision import Decision, Evidence
+    from tokenhub.core.decision import Candidate, Decision, Evidence
 
 _encode = msgspec.json.Encoder().encode
 
@@ -32,22 +32,27 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     propensity: float = 0.0
 
 
+class _End(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The fields of ``Record`` that say what came of the query and the seed, in their order."""
+
+    turn: int = 0
+    bucket: str = ""
+    choice: str = ""
+    propensity: float = 0.0
+
+
+def record_end(bucket: str, chosen: Candidate, turn: int) -> str:
+    """How the records of all decisions end that chose alike by one evidence."""
+    end = _encode(_End(turn, bucket, chosen.model.id, chosen.propensity)).decode()
+    return "}" if end == "{}" else "," + end[1:]
+
+
 def encode_record(decision: Decision) -> str:
-    """The record of a decision as JSON."""
-    query, seed, turn = decision.query, decision.seed, decision.evidence.turn
-    if not decision.policy:  # nobody could answer
-        return _encode(Record(query=query, seed=seed, turn=turn)).decode()
-    chosen = decision.candidates[0]
-    return _encode(
-        Record(
-            query=query,
-            seed=seed,
-            turn=turn,
-            bucket=decision.bucket,
-            choice=chosen.model.id,
-            propensity=chosen.propensity,
-        )
-    ).decode()
+    """The record of a decision as JSON: a ``Record``."""
+    end = decision.record_end
+    if not end:
+        end = record_end(decision.bucket, decision.chosen, decision.evidence.turn)
+    return f'{{"query":{_encode(decision.query).decode()},"seed":{decision.seed}{end}'
 
 
 def encode_evidence(evidence: Evidence) -> bytes:

@@ -13,7 +13,7 @@ always allowed), after a full-jitter back-off, inside the deadline of the whole 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -129,9 +129,12 @@ Record = Callable[["Decision", Attempt, float | None], object]
 class _History:
     """What was tried of a request and how it failed; not made while nothing has."""
 
-    __slots__ = ("again", "asked", "broken", "kinds", "last", "overflowed", "random", "waits")
+    __slots__ = (
+        "again", "asked", "broken", "candidates", "kinds", "last", "overflowed", "random", "waits",
+    )  # fmt: skip
 
     def __init__(self) -> None:
+        self.candidates: Sequence[Candidate] = ()  # once somebody has looked at them
         self.kinds: dict[str, str] = {}  # model id → how its last attempt failed
         self.broken: dict[str, str] = {}  # provider id → how its last attempt failed
         self.asked: set[str] = set()  # provider ids
@@ -221,7 +224,7 @@ class Failover:
         """
         if not self._started:
             left = self._deadline - self._began
-            first = self._decision.candidates[0]
+            first = self._decision.chosen
             if left > 0 and self._health.begin(first.model.provider_id):
                 return self._try(first, left, self._began, self._began_ms)
         now = self._clock.monotonic()
@@ -235,7 +238,7 @@ class Failover:
         if again is not None and self._health.begin(again.provider_id):
             return self._try(again, left, now)
         if history.last not in FINAL and self._started < MAX_ATTEMPTS:
-            for candidate in self._decision.candidates:
+            for candidate in self._candidates(history):
                 if history.elsewhere(candidate) and self._health.begin(candidate.provider_id):
                     return self._try(candidate, left, now)
             if (wait := self._retry(history, left)) is not None:
@@ -251,7 +254,7 @@ class Failover:
         left = self._deadline - now
         if left > 0 and self._started < MAX_ATTEMPTS:
             history = self._so_far()
-            for candidate in self._decision.candidates:
+            for candidate in self._candidates(history):
                 fresh = candidate.provider_id not in history.asked and history.elsewhere(candidate)
                 if fresh and self._health.begin(candidate.provider_id):
                     return self._try(candidate, left, now)
@@ -288,8 +291,13 @@ class Failover:
                 self._history.begun(self._first)
         return self._history
 
+    def _candidates(self, history: _History) -> Sequence[Candidate]:
+        history.candidates = history.candidates or self._decision.candidates
+        return history.candidates
+
     def _retry(self, history: _History, left: float) -> Wait | None:
-        again = next((one for one in self._decision.candidates if self._worth(one, history)), None)
+        candidates = self._candidates(history)
+        again = next((one for one in candidates if self._worth(one, history)), None)
         if again is None:
             return None
         if history.random is None:
@@ -322,7 +330,7 @@ class Failover:
             first = candidate.model.first_token_ms / 1000.0 or self._first_token_s
             if limit := self._decision.limits.max_latency_ms:
                 first = min(first, limit / 1000.0)
-            if self._started < min(MAX_ATTEMPTS, len(self._decision.candidates)):
+            if self._started < min(MAX_ATTEMPTS, self._decision.count):
                 first = min(first, left / 2.0)  # leaves time for another one
             first = min(first, left)
         if now_ms is None:

@@ -151,7 +151,7 @@ class RewardLog:
                 at_ms,
                 decision.mode,
                 decision.policy,
-                decision.candidates[0].model.id if decision.policy else "",
+                decision.chosen.model.id,
                 answered,
                 outcome,
                 decision.rules,

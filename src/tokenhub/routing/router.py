@@ -20,12 +20,12 @@ import msgspec
 
 from tokenhub.core.decision import Decision, Evidence, Mode
 from tokenhub.core.errors import HubError, InvalidRequest, NotFound
-from tokenhub.routing.decide import decide, draw_of
+from tokenhub.routing.decide import MIXED, decide, draw_of
 from tokenhub.routing.health import Health
 from tokenhub.routing.retry import FIRST_TOKEN_S, Failover, RetryBudget
 from tokenhub.routing.reward import QUALITY_SHARE, reward_of
 from tokenhub.routing.rules import RoutingSettings, Rules
-from tokenhub.routing.shortlist import Shortlists, listed
+from tokenhub.routing.shortlist import Shortlists, kind_of
 from tokenhub.routing.thompson import Bandit, bucket_of
 
 if TYPE_CHECKING:
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 NOTHING: Mapping[str, str] = {}
 FEW = 50  # models; with more, a look at what was learned lasts longer in proportion
 MOST = 20  # times, at the most
+_PART = MIXED - 1  # 49 bits, with that of MIXED, are exact in every JSON reader
 LATEST = 1_000  # rewards: of an arm, what is older counts 1 % less for each later one
 REMEMBERED = 20_000  # latest answers that feedback can reach
-SEED_BITS = 48  # exact in every JSON reader
 
 
 class _Answer(msgspec.Struct, frozen=True, gc=False):
@@ -79,11 +79,12 @@ class Router:
         self._clock = clock
         self._share_s = self._shared_s = share_s
         self._shortlists = Shortlists()
+        self._found = self._shortlists.found
         self._evidences: dict[str, Evidence] = {}  # by token bucket
         self._look_ends = 0.0
         self._news = -1
         self._unavailable = NOTHING
-        self._seed = int(draw_of(seed) * (1 << SEED_BITS))
+        self._seed = int(draw_of(seed) * MIXED)
         self._log = log
         self._turns: dict[str, int] = {}
         self._answers: OrderedDict[str, _Answer] = OrderedDict()
@@ -126,19 +127,33 @@ class Router:
         """
         if now is None:
             now = self._clock.monotonic()
-        health = self.health
-        if now >= health.due:
-            health.tick()  # what time alone has changed is news too
-        if now >= self._look_ends or health.news != self._news or unavailable != self._unavailable:
-            self._look_ends = now + self._shared_s
-            self._news = health.news
-            self._unavailable = unavailable
-            self._shortlists.look_again()
-            self._evidences = {}
-        seed = self.seed_of(query.request_id)
-        if (known := listed(query, self._shortlists)) is not None:
-            return known.choose(query, seed, draw_of(seed))
+        if (
+            now >= self._look_ends
+            or self.health.news != self._news
+            or (unavailable is not self._unavailable and unavailable != self._unavailable)
+        ):
+            self._look(now, unavailable)
+        # A checksum, its bits spread by a hash of two numbers, is enough for a random number: ids
+        # are not the client's to choose.
+        name = query.request_id or str(next(self._unnamed))
+        seed = hash((self._seed, crc32(name.encode()))) >> 16 & _PART | MIXED
+        found = self._found.get(kind_of(query))
+        if found is not None:
+            known = found.choose(query, seed, seed / MIXED - 1.0)  # as ``draw_of``
+            if known is not None:
+                return known
         return self._decide_anew(query, seed)
+
+    def _look(self, now: float, unavailable: Mapping[str, str]) -> None:
+        """Begin another look at the evidence, which ends at the latest when it must change."""
+        health = self.health
+        health.tick()  # what time alone has changed is news too
+        self._look_ends = min(now + self._shared_s, health.due)
+        self._news = health.news
+        self._unavailable = unavailable
+        self._shortlists.look_again()
+        self._found = self._shortlists.found
+        self._evidences = {}
 
     def _decide_anew(self, query: RouteQuery, seed: int) -> Decision:
         """The long way, which leaves a shortlist for the next request of the kind."""
@@ -161,9 +176,7 @@ class Router:
     def _refused(self, query: RouteQuery, evidence: Evidence, seed: int, error: HubError) -> None:
         if self._log is None or not query.request_id:
             return
-        nobody = Decision(
-            query=query, candidates=(), evidence=evidence, seed=seed, rules=self.rules.digest
-        )
+        nobody = Decision(query, seed, rules=self.rules.digest, evidence=evidence)
         self.finish(nobody, (), error.code or error.type, "[]")
 
     def simulate(
@@ -288,14 +301,6 @@ class Router:
         """Become what ``snapshot`` described."""
         self.bandit.restore(state["arms"])
         self._turns = dict(state["turns"])
-
-    def seed_of(self, request_id: str) -> int:
-        """The seed of a request.
-
-        A checksum is enough: ``draw_of`` mixes the bits, and ids are not the client's to choose.
-        """
-        name = request_id or str(next(self._unnamed))
-        return self._seed ^ crc32(name.encode())
 
     def _turn(self, name: str) -> int:
         return self._turns.get(name.strip(), 0) if self._turns else 0

@@ -11,22 +11,22 @@ a property test holds it to that.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
 from operator import attrgetter
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from tokenhub.core.decision import DEFAULT_OUTPUT_TOKENS, Candidate, Decision, Limits, Mode
-from tokenhub.routing.eligibility import MARGIN, UNLIMITED, expected_cost, expected_times
+from tokenhub.core.decision import DEFAULT_OUTPUT_TOKENS, Decision, Limits, Mode
+from tokenhub.routing.eligibility import MARGIN, UNLIMITED
+from tokenhub.routing.record import record_end
 from tokenhub.routing.scoring import Fit, Odds
 from tokenhub.routing.thompson import bucket_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from tokenhub.core.catalog import Model
-    from tokenhub.core.decision import Evidence, Filtered, RouteQuery
+    from tokenhub.core.decision import Candidate, Evidence, Filtered, RouteQuery
     from tokenhub.routing.eligibility import Screen
     from tokenhub.routing.rules import Rules
 
@@ -45,16 +45,11 @@ _THOMPSON = Mode.THOMPSON.value  # reading a member of an enumeration is a call
 
 def kind_of(query: RouteQuery) -> Kind:
     """All that screening and the choice of a mode read of a request, but its sizes."""
+    tokens = query.input_tokens
     return (
-        query.model, bucket_of(query.input_tokens), query.mode, query.key_mode, query.models,
-        query.tools, query.images, query.limits,
+        query.model, "small" if tokens < 1000 else bucket_of(tokens), query.mode, query.key_mode,
+        query.models, query.tools, query.images, query.limits,
     )  # fmt: skip
-
-
-def listed(query: RouteQuery, shortlists: Shortlists) -> Shortlist | None:
-    """The shortlist that a request can be decided by, if there is one."""
-    found = shortlists.found.get(kind_of(query))
-    return found if found is not None and found.holds(query) else None
 
 
 class Shortlists:
@@ -149,8 +144,8 @@ class Shortlist:
     """
 
     __slots__ = (
-        "_bucket", "_complete", "_evidence", "_filtered", "_limits", "_models", "_narrowest",
-        "_odds", "_rules", "_seats", "_steps",
+        "_bucket", "_complete", "_count", "_evidence", "_filtered", "_limits", "_models",
+        "_narrowest", "_odds", "_rules", "_seats", "_steps",
     )  # fmt: skip
 
     def __init__(
@@ -163,6 +158,7 @@ class Shortlist:
         complete: Callable[[RouteQuery, float], tuple[Candidate, ...]],
     ) -> None:
         self._models = screened.models
+        self._count = len(screened.models)
         self._narrowest = screened.narrowest
         self._filtered = screened.filtered
         self._limits = limits
@@ -174,110 +170,39 @@ class Shortlist:
         self._steps = self._odds.steps
         self._seats: dict[int, _Seat] = {}
 
-    def holds(self, query: RouteQuery) -> bool:
-        """Whether a request of the kind is small enough for every window looked at."""
-        room = DEFAULT_OUTPUT_TOKENS if query.max_tokens is None else query.max_tokens
-        return int(query.input_tokens * MARGIN) + room <= self._narrowest
+    def choose(self, query: RouteQuery, seed: int, draw: float) -> Decision | None:
+        """What the long way would decide for a request of the kind.
 
-    def choose(self, query: RouteQuery, seed: int, draw: float) -> Decision:
-        """What the long way would decide for a request that the list holds."""
+        None when it is too large for some window that was looked at.
+        """
+        room = DEFAULT_OUTPUT_TOKENS if query.max_tokens is None else query.max_tokens
+        # As screening has it: int(tokens * MARGIN) + room > window.
+        if query.input_tokens * MARGIN >= self._narrowest - room + 1:
+            return None
         place = bisect_right(self._steps, draw)
         seat = self._seats.get(place)
         if seat is None:
-            seat = self._seats[place] = _Seat(
-                self._models[place], place, self._odds, self._evidence
-            )
-        room = DEFAULT_OUTPUT_TOKENS if query.max_tokens is None else query.max_tokens
-        chosen = Candidate(
-            model=seat.model,
-            score=seat.score,
-            terms=seat.terms,
-            cost=expected_cost(seat.model.prices, query.input_tokens, room * query.choices),
-            expected_ms=seat.stream_ms if query.stream else seat.whole_ms,
-            propensity=seat.propensity,
-            mean=seat.mean,
-            sd=seat.sd,
-        )
+            seat = self._seats[place] = self._seat(place)
         return Decision(
-            query=query,
-            candidates=Ranking(chosen, len(self._models), query, draw, self._complete),
-            filtered=self._filtered,
-            reason=seat.reason,
-            policy=_THOMPSON,
-            mode=_THOMPSON,
-            limits=self._limits,
-            seed=seed,
-            draw=draw,
-            bucket=self._bucket,
-            rules=self._rules,
-            evidence=self._evidence,
-        )
+            query, seed, draw, seat.chosen, self._count, self._complete, self._filtered,
+            seat.reason, _THOMPSON, _THOMPSON, self._limits, self._bucket, self._rules,
+            self._evidence, seat.record_end,
+        )  # fmt: skip
+
+    def _seat(self, place: int) -> _Seat:
+        chosen = self._odds.candidate(place, self._models[place], None, 0.0)
+        reason = f"routed-weight-{chosen.model.weight}"
+        return _Seat(chosen, reason, record_end(self._bucket, chosen, self._evidence.turn))
 
 
-class _Seat:
+class _Seat(NamedTuple):
     """What all choices of one model under one look have in common."""
 
-    __slots__ = (
-        "mean", "model", "propensity", "reason", "score", "sd", "stream_ms", "terms", "whole_ms",
-    )  # fmt: skip
-
-    def __init__(self, model: Model, place: int, odds: Odds, evidence: Evidence) -> None:
-        self.model = model
-        self.mean, self.sd = odds.arms[place]
-        self.score = -self.mean
-        self.terms = {"reward": self.score}
-        self.propensity = odds.chances[place]
-        self.reason = f"routed-weight-{model.weight}"
-        self.stream_ms, self.whole_ms = expected_times(model, evidence)
+    chosen: Candidate
+    reason: str
+    record_end: str
 
 
 def smallest(query: RouteQuery) -> RouteQuery:
     """The request of the same kind that overflows no window."""
     return msgspec.structs.replace(query, input_tokens=0, size=None, max_tokens=0)
-
-
-class Ranking(Sequence[Candidate]):
-    """Candidates best first; all but the choice are made when somebody looks at them.
-
-    Args:
-        chosen: the first.
-        count: how many there are.
-        query, draw: what was decided.
-        complete: makes all of them from these two, the same one first.
-    """
-
-    __slots__ = ("_all", "_chosen", "_complete", "_count", "_draw", "_query")
-
-    def __init__(
-        self,
-        chosen: Candidate,
-        count: int,
-        query: RouteQuery,
-        draw: float,
-        complete: Callable[[RouteQuery, float], tuple[Candidate, ...]],
-    ) -> None:
-        self._chosen = chosen
-        self._count = count
-        self._query = query
-        self._draw = draw
-        self._complete = complete
-        self._all: tuple[Candidate, ...] | None = None
-
-    def __len__(self) -> int:
-        return self._count
-
-    @overload
-    def __getitem__(self, index: int) -> Candidate: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Candidate]: ...
-    def __getitem__(self, index: int | slice) -> Candidate | Sequence[Candidate]:
-        return self._chosen if index == 0 else self._made()[index]
-
-    def __iter__(self) -> Iterator[Candidate]:
-        yield self._chosen
-        yield from self._made()[1:]
-
-    def _made(self) -> tuple[Candidate, ...]:
-        if self._all is None:
-            self._all = self._complete(self._query, self._draw)
-        return self._all

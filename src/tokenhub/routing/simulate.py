@@ -48,7 +48,7 @@ def simulate(
     """
     decision = router.simulate(query_of(fields), unavailable, fields.seed)
     table = describe(decision, router.rules)
-    return {**table, "eligible": eligible_rows(decision), "total": len(decision.candidates)}
+    return {**table, "eligible": eligible_rows(decision), "total": decision.count}
 
 
 def query_of(fields: SimulateFields) -> RouteQuery:

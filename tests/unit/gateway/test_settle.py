@@ -39,7 +39,8 @@ def entry(**changes):
 
 DECISION = Decision(
     query=RouteQuery(request_id="r-1"),
-    candidates=[Candidate(model=Model(id="m1", provider_id="p"), propensity=0.25)],
+    chosen=Candidate(model=Model(id="m1", provider_id="p"), propensity=0.25),
+    count=1,
     policy="weighted",
 )
 

@@ -8,6 +8,7 @@ from tests.unit.routing.world import ManualClock, attempt, catalog, model, per_m
 
 from tokenhub.core.decision import encode_attempts
 from tokenhub.core.errors import FailureClass, InvalidRequest, NotFound
+from tokenhub.routing.decide import draw_of
 from tokenhub.routing.explain import explain, replay
 from tokenhub.routing.reward import reward_of
 from tokenhub.routing.rewards import RewardLog
@@ -101,10 +102,16 @@ def test_learning_is_in_the_next_decision(router):
 
 
 def test_seeds_differ_by_request_and_by_router(router, clock):
-    assert router.seed_of("r-1") == Router(clock, seed=3).seed_of("r-1")
-    assert router.seed_of("r-1") != router.seed_of("r-2")
-    assert router.seed_of("r-1") != Router(clock, seed=4).seed_of("r-1")
-    assert router.seed_of("") != router.seed_of("")
+    def seed_of(router, request_id):
+        router.update(catalog=catalog(*MODELS))
+        decision = router.decide(query(request_id=request_id, mode="thompson"))
+        assert decision.draw == draw_of(decision.seed)
+        return decision.seed
+
+    assert seed_of(router, "r-1") == seed_of(Router(clock, seed=3), "r-1")
+    assert seed_of(router, "r-1") != seed_of(router, "r-2")
+    assert seed_of(router, "r-1") != seed_of(Router(clock, seed=4), "r-1")
+    assert seed_of(router, "") != seed_of(router, "")
 
 
 def test_feedback_replaces_what_was_assumed_of_quality(router, clock):

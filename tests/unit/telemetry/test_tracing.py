@@ -28,7 +28,7 @@ CHAT = parse_chat(
 )
 DECISION = Decision(
     query=RouteQuery(),
-    candidates=(Candidate(model=MODEL, score=0.25, propensity=1.0),),
+    ranking=(Candidate(model=MODEL, score=0.25, propensity=1.0),),
     filtered=(Filtered(model_id="m2", provider_id="p2", reason="vault_locked"),),
     reason="routed-weight-5",
     mode="normal",
