@@ -90,8 +90,8 @@ def _framed(moments: Iterable[Moment], prefix: str) -> tuple[list[str], list[str
     told: list[Any] = []
     for _, _, _, make, facts in moments:
         told += make(*facts)
-    # All in one call, and text rather than bytes: both put together faster.
-    bodies = iter(_encode_lines(told).decode().split("\n"))
+    # All in one call, and text rather than bytes: both put together faster. Each without its "{".
+    bodies = iter(_encode_lines(told).decode()[1:-1].split("\n{"))
     types: list[str] = []
     frames = []
     for first, kinds, at_ms, _, _ in moments:
@@ -99,10 +99,13 @@ def _framed(moments: Iterable[Moment], prefix: str) -> tuple[list[str], list[str
         types += kinds
         for kind in kinds:
             body = next(bodies)
-            # A heartbeat is not kept, so it has no id to resume from.
-            head = f"{prefix}{number}{_HEADS[kind]}" if number else _UNNUMBERED
-            comma = "," if body != "{}" else ""
-            frames.append(f'{head}{stamp}"{comma}{body[1:]}\n\n')
+            if number and body != "}":
+                frames.append(f'{prefix}{number}{_HEADS[kind]}{stamp}",{body}\n\n')
+            else:
+                # A heartbeat is not kept, so it has no id to resume from.
+                head = f"{prefix}{number}{_HEADS[kind]}" if number else _UNNUMBERED
+                comma = "," if body != "}" else ""
+                frames.append(f'{head}{stamp}"{comma}{body}\n\n')
             number += 1
     return types, frames
 
@@ -174,6 +177,7 @@ class EventBus:
         self._prefix = f"id: {self.epoch}-"
         self._clock = clock
         self._ring: deque[Moment] = deque()
+        self._ring_room = RING  # so many moments before the oldest are looked at
         self._last = 0  # number given
         self._subscribers: set[Subscription] = set()
         self._fresh: list[Moment] = []  # not handed out yet; empty while nobody listens
@@ -193,7 +197,8 @@ class EventBus:
             return
         self.beats += 1
         if self._subscribers:
-            self._gather((0, (kind,), self._clock.now_ms(), _as_told, (fields,)))
+            self._fresh.append((0, (kind,), self._clock.now_ms(), _as_told, (fields,)))
+            self._gather()
 
     def tell(self, kinds: tuple[str, ...], make: Make, facts: tuple[Any, ...]) -> None:
         """Tell everybody what happened at one moment.
@@ -203,18 +208,26 @@ class EventBus:
             make: makes their members, which hold no secret, when somebody listens.
             facts: what it makes them of.
         """
-        first = self._last + 1
-        moment = (first, kinds, self._clock.now_ms(), make, facts)
-        last = self._last = self._last + len(kinds)
+        moment = (self._last + 1, kinds, self._clock.now_ms(), make, facts)
+        self._last += len(kinds)
         ring = self._ring
         ring.append(moment)
-        while last - ring[0][0] - len(ring[0][1]) >= RING - 1:
-            ring.popleft()
+        if len(ring) >= self._ring_room:
+            self._trim()
         if self._subscribers:
-            self._gather(moment)
+            fresh = self._fresh
+            fresh.append(moment)
+            if self._gathering is None or len(fresh) >= GATHER_MOST:
+                self._gather()
 
-    def _gather(self, moment: Moment) -> None:
-        self._fresh.append(moment)
+    def _trim(self) -> None:
+        """Let go of what the ring need not hold, and make room for some more."""
+        ring, last = self._ring, self._last
+        while ring and last - ring[0][0] - len(ring[0][1]) >= RING - 1:
+            ring.popleft()
+        self._ring_room = len(ring) + RING // 8
+
+    def _gather(self) -> None:
         if len(self._fresh) >= GATHER_MOST:
             self.hand_out()
         elif self._gathering is None:
@@ -256,6 +269,7 @@ class EventBus:
         epoch, _, number = last_id.rpartition("-")
         known = epoch == self.epoch and number.isascii() and number.isdigit()
         after = int(number) if known else 0
+        self._trim()
         oldest = self._ring[0][0] if self._ring else self._last + 1
         if not known:
             subscription.missed(1)

@@ -56,6 +56,22 @@ async def test_what_the_ring_no_longer_holds_is_told(bus):
     assert first[2]["count"] >= 3
 
 
+async def test_the_ring_does_not_grow_with_what_was_told(bus):
+    for number in range(5 * RING):
+        bus.publish("config", {"n": number})
+        assert len(bus._ring) <= RING + RING // 8
+    for _ in range(5 * RING):
+        bus.tell(("config", "vault"), lambda: ({"n": 1}, {"n": 2}), ())
+    assert len(bus._ring) <= RING // 2 + RING // 8
+
+
+async def test_an_event_without_members_is_still_json(bus):
+    reader = bus.subscribe()
+    for fields in ({}, {"reason": "x"}, {}):
+        bus.publish("config", fields)
+    assert [len(data) for _, _, data in frames(await reader.take())] == [2, 3, 2]
+
+
 async def test_an_id_of_another_life_replays_the_ring_and_says_so(bus):
     bus.publish("config", {"n": 1})
     [notice, event] = frames(await bus.subscribe("00000000-7").take())
