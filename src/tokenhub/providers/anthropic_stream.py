@@ -22,7 +22,7 @@ from tokenhub.providers.adapter import DONE, MAX_EVENT, StreamRelay
 from tokenhub.providers.anthropic_reply import Block, MessageObject, UsageObject, finish_reason
 from tokenhub.providers.failures import classify_event, garbage
 from tokenhub.providers.openai_writer import ChunkWriter
-from tokenhub.providers.sse import EventReader, EventTooLarge
+from tokenhub.providers.sse import EventReader, EventTooLarge, cut_events
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,7 +79,7 @@ class AnthropicRelay(StreamRelay):
         self._created = created
         self._writer = ChunkWriter("", model, created)
         self._model = model
-        self._tail = b""
+        self._tail = bytearray()
         self._reader: EventReader | None = None  # after other line ends than LF
         self._usage = UsageObject()
         self._calls: dict[int, _Call] = {}
@@ -110,16 +110,12 @@ class AnthropicRelay(StreamRelay):
         """The data of the events that end in this read."""
         if self._reader is None and _CR in data:
             self._reader = EventReader()
-            data, self._tail = self._tail + data, b""
+            data = b"".join((self._tail, data))
+            self._tail.clear()
         if self._reader is not None:
             return [event.data for event in self._reader.feed(data)]
-        if self._tail:
-            data, self._tail = self._tail + data, b""
-        if not data.endswith(_BREAK):
-            end = data.rfind(_BREAK) + len(_BREAK)
-            if end < len(_BREAK):
-                end = 0
-            data, self._tail = data[:end], data[end:]
+        if self._tail or not data.endswith(_BREAK):
+            data = cut_events(self._tail, data)
             if len(self._tail) > MAX_EVENT:
                 raise EventTooLarge
         pieces = _PLAIN.split(data)

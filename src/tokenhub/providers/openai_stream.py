@@ -18,7 +18,7 @@ from tokenhub.providers.adapter import DONE, MAX_EVENT, StreamRelay
 from tokenhub.providers.failures import classify_event, garbage
 from tokenhub.providers.openai_events import decode_event, read_event, said
 from tokenhub.providers.openai_pattern import learn
-from tokenhub.providers.sse import EventReader, EventTooLarge
+from tokenhub.providers.sse import EventReader, EventTooLarge, cut_events
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,7 +53,7 @@ class OpenAIRelay(StreamRelay):
 
     def __init__(self, *, show_usage: bool) -> None:
         super().__init__(show_usage=show_usage)
-        self._tail = b""
+        self._tail = bytearray()
         self._held = b""
         self._live = False
         # Nearly always one choice: shared sets of it weigh nothing.
@@ -82,15 +82,10 @@ class OpenAIRelay(StreamRelay):
             return self._release(self._one_by_one(self._reader, data))
         if _CR in data:
             return self._release(self._switch(data))
-        if self._tail:
-            data, self._tail = self._tail + data, b""
-            chunks = ()
-        if not data.endswith(_BREAK):
-            end = data.rfind(_BREAK) + 2
-            if end == 1:
-                return self._wait(data)
-            data, self._tail = data[:end], data[end:]
-            chunks = ()
+        if self._tail or not data.endswith(_BREAK):
+            data, chunks = cut_events(self._tail, data), ()
+            if not data:
+                return self._wait()
         out = self._plain(data, chunks)
         if out is None:
             out = self._one_by_one(EventReader(), data)
@@ -216,18 +211,18 @@ class OpenAIRelay(StreamRelay):
         self.started = bool(out)
         return out
 
-    def _wait(self, tail: bytes) -> bytes:
-        self._tail = tail
-        if len(tail) <= MAX_EVENT:
+    def _wait(self) -> bytes:
+        if len(self._tail) <= MAX_EVENT:
             return b""
-        self._tail = b""
+        self._tail.clear()
         return self._fail(garbage("sent an event of more than 8 MiB"))
 
     def _switch(self, data: bytes) -> bytes:
         """Other line ends: from here on the SSE reader finds the events."""
         self._reader = EventReader()
         self._pattern = None
-        data, self._tail = self._tail + data, b""
+        data = b"".join((self._tail, data))
+        self._tail.clear()
         return self._one_by_one(self._reader, data)
 
     def _last_words(self) -> bytes:
@@ -238,8 +233,9 @@ class OpenAIRelay(StreamRelay):
         if self._reader is not None:
             out = self._release(self._one_by_one(self._reader, b"\n\n"))
         else:
-            tail, self._tail = self._tail, b""
-            out = self._release(self._one_by_one(EventReader(), tail + _BREAK))
+            tail = b"".join((self._tail, _BREAK))
+            self._tail.clear()
+            out = self._release(self._one_by_one(EventReader(), tail))
         self.malformed = before
         return out
 

@@ -14,6 +14,7 @@ DEFAULT_MAX_EVENT = 8 * 1024 * 1024
 
 _LF = ord("\n")
 _CR = ord("\r")
+_BREAK = b"\n\n"
 _BOM = b"\xef\xbb\xbf"
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 
@@ -132,6 +133,27 @@ class EventReader:
     def _check(self, size: int) -> None:
         if size > self._max_event:
             raise EventTooLarge(f"One event is larger than {self._max_event} bytes.")
+
+
+def cut_events(tail: bytearray, data: bytes) -> bytes:
+    """``tail`` and ``data`` up to the last blank line, b"" without one; ``tail`` gets the rest.
+
+    For streams whose lines end in LF alone. The tail grows in place, so an event takes linear time
+    in however many reads it comes.
+    """
+    if tail:
+        if _BREAK not in data and not (tail[-1] == _LF and data.startswith(b"\n")):
+            tail += data
+            return b""
+        data = b"".join((tail, data))
+        tail.clear()
+    if data.endswith(_BREAK):
+        return data
+    end = data.rfind(_BREAK) + len(_BREAK)
+    if end < len(_BREAK):
+        end = 0
+    tail += data[end:]
+    return data[:end]
 
 
 def encode_event(data: bytes, event: bytes = b"", id: bytes = b"") -> bytes:  # noqa: A002

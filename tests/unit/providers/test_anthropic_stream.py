@@ -106,3 +106,11 @@ def test_an_event_without_an_end_is_refused():
     for _ in range(9):
         relay.feed(b"x" * 1024 * 1024)
     assert relay.failure.kind == FailureClass.GARBAGE
+
+
+@pytest.mark.timeout(30)  # a watchdog: it takes a moment, or minutes
+def test_an_event_without_an_end_takes_linear_time():
+    relay = AnthropicRelay(show_usage=False, created=0, model="m")
+    while relay.failure is None:
+        assert relay.feed(b"x" * 64) == b""
+    assert relay.failure.kind == FailureClass.GARBAGE

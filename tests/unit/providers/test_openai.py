@@ -335,3 +335,12 @@ def test_every_provider_type_has_its_adapter():
     with pytest.raises(KeyError):
         ADAPTERS["other"]
     assert ADAPTERS["openai"].notes(parse_chat(json.dumps(BODY).encode()), target()) == []
+
+
+@pytest.mark.timeout(30)  # a watchdog: it takes a moment, or minutes
+def test_an_event_that_never_ends_is_refused_in_linear_time():
+    relay = OpenAIRelay(show_usage=False)
+    relay.feed(b'data: {"choices":[{"delta":{"content":"')
+    while relay.failure is None:
+        assert relay.feed(b"x" * 64) == b""
+    assert relay.failure.kind == FailureClass.GARBAGE

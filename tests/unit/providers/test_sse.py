@@ -8,7 +8,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tokenhub.providers.sse import Event, EventReader, EventTooLarge, encode_comment, encode_event
+from tokenhub.providers.sse import (
+    Event,
+    EventReader,
+    EventTooLarge,
+    cut_events,
+    encode_comment,
+    encode_event,
+)
 
 FUZZ = int(os.environ.get("TOKENHUB_FUZZ", "300"))
 
@@ -192,3 +199,26 @@ def test_a_long_line_in_small_pieces_costs_linear_time():
     for _ in range(800_000):
         reader.feed(b"0123456789")
     assert len(reader.feed(b"\n\n")[0].data) == 8_000_000
+
+
+PIECES = st.lists(st.sampled_from([b"\n", b"\n\n", b"a", b"data: b\n\n", b"c\n", b"dd"]))
+
+
+@given(PIECES)
+def test_cut_events_come_whole_and_in_order(pieces):
+    tail, whole, fed = bytearray(), b"", b""
+    for piece in pieces:
+        out = cut_events(tail, piece)
+        fed += piece
+        whole += out
+        assert not out or out.endswith(b"\n\n")
+        assert whole + tail == fed
+        assert b"\n\n" not in tail
+
+
+@pytest.mark.timeout(30)  # a watchdog: it takes a moment, or minutes
+def test_an_event_in_many_reads_is_kept_in_linear_time():
+    tail = bytearray()
+    for _ in range(800_000):
+        assert not cut_events(tail, b"0123456789")
+    assert len(cut_events(tail, b"\n\n")) == 8_000_002
