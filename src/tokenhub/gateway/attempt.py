@@ -199,7 +199,10 @@ class Attempt:
         waited = began - step.started
         relay = Relay(answer, wire, self._open_stream, step.first_token_s, waited)
         try:
-            await relay.run()
+            if answer.body is None:
+                await relay.run()
+            else:
+                relay.take(answer.body)
         finally:
             call.upstream_s += self._clock.monotonic() - began
             # Also when the client leaves: what was generated so far is what it costs.
@@ -208,6 +211,7 @@ class Attempt:
             if relay.stream is not None:
                 call.answered(step.candidate, hold.usage, wire.finish_reason)
         if (closing := hold.book("" if wire.failure is None else "cut")) is not None:
+            relay.write()  # only the end waits for the disk
             await closing
         if wire.failure is None:
             self._plan.succeeded(step, hold.cost)

@@ -32,8 +32,8 @@ class Relay:
     """
 
     __slots__ = (
-        "_answer", "_first_token", "_grace", "_open_stream", "_silent", "_tail", "_timer",
-        "_waited", "_wire", "stream",
+        "_answer", "_first_token", "_grace", "_open_stream", "_rest", "_silent", "_tail",
+        "_timer", "_waited", "_wire", "stream",
     )  # fmt: skip
 
     def __init__(
@@ -50,6 +50,7 @@ class Relay:
         self._first_token = first_token
         self._waited = waited
         self._silent = False
+        self._rest = b""  # what is to be written before the tail
         self._tail = b""
         self._timer: asyncio.TimerHandle | None = None
         self._grace: asyncio.TimerHandle | None = None
@@ -78,13 +79,33 @@ class Relay:
                 raise self._wire.failure
             self._start()
 
+    def take(self, body: bytes) -> None:
+        """What ``run`` does, for an answer that is all there; ``finish`` sends it.
+
+        Raises:
+            ProviderError: as ``run``.
+        """
+        wire = self._wire
+        self._rest = wire.feed(body, self._answer.chunks)
+        self._tail = wire.finish()
+        if wire.failure is not None and not self._rest:
+            raise wire.failure
+        self.stream = self._open_stream()
+
+    def write(self) -> None:
+        """Send what ``finish`` would, but for the tail."""
+        assert self.stream is not None
+        self.stream.write(self._rest)
+        self._rest = b""
+
     def finish(self) -> None:
         """Send the tail and close: properly if the answer is whole, else so that it shows."""
         assert self.stream is not None
+        last = self._rest + self._tail
         if self._wire.failure is None:
-            self.stream.end(self._tail)
+            self.stream.end(last)
         else:
-            self.stream.write(self._tail)
+            self.stream.write(last)
             self.stream.abort()
 
     def _feed(self, data: bytes) -> None:

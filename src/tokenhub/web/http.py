@@ -163,25 +163,22 @@ class ClientStream:
     def write(self, data: bytes) -> None:
         """Send ``data`` as one piece; nothing is sent for b""."""
         if self.open and data and not self._mute:
-            # Once for each read of a provider: without the frame of _frame.
             framed = b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data
             self._outbox.write(self._transport, framed)
 
     def end(self, data: bytes = b"") -> None:
         """The body is complete with ``data``; the connection can serve the next request."""
         if self.open:
-            last = b"0\r\n\r\n" if self._chunked and not self._mute else b""
             # Closed first: a pause caused by these bytes concerns no producer any more.
             self.open = False
             self.ended = True
-            if framed := self._frame(data) + last:
-                self._outbox.write(self._transport, framed)
-
-    def _frame(self, data: bytes) -> bytes:
-        # An empty chunk would be the end of the body.
-        if not data or self._mute:
-            return b""
-        return b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data
+            if self._mute:
+                return
+            if self._chunked:
+                # An empty chunk would be the end of the body.
+                data = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n"
+            if data:
+                self._outbox.write(self._transport, data)
 
     async def drain(self) -> None:
         """Return when the client has taken enough that writing may go on."""

@@ -121,6 +121,13 @@ async def test_the_books_are_closed_before_the_client_sees_the_end(tmp_path):
     assert client.text.endswith(DONE)
 
 
+async def test_of_a_whole_stream_only_the_end_waits_for_the_disk(tmp_path):
+    async with stage(tmp_path, {"a": [Answer(200, {}, spoken("Hi", " there"))]}) as it:
+        client = it.client(stream=True)
+        await it.pipeline.chat(client, grant(monthly_budget=10**9))
+    assert client.told == [("write", spoken("Hi", " there").removesuffix(DONE)), ("end", DONE)]
+
+
 async def test_no_other_provider_after_the_first_byte(tmp_path):
     async with stage(tmp_path, {"a": [broken()], "b": [whole("no")]}) as it:
         answer = Stream()

@@ -8,6 +8,7 @@ from tests.unit.gateway.stage import DONE, ClientStream, Stream, broken, until, 
 from tokenhub.core.errors import FailureClass, ProviderError
 from tokenhub.gateway.relay import Relay
 from tokenhub.providers.openai_stream import OpenAIRelay
+from tokenhub.providers.upstream import Answer
 
 
 class Scene:
@@ -63,6 +64,54 @@ async def test_an_answer_that_is_all_there_needs_no_timer(monkeypatch):
     await scene.task
     assert asked == []
     assert scene.relay.stream is scene.client
+
+
+class Whole:
+    """A relay of an answer that is all there."""
+
+    def __init__(self, *events):
+        self.told = []
+        body = b"".join(events)
+        wire = OpenAIRelay(show_usage=True)
+        self.relay = Relay(Answer(200, {}, body), wire, self._open, 5.0, 0.0)
+        self.relay.take(body)
+
+    def _open(self):
+        self.told.append(("head", b""))
+        return ClientStream(self.told)
+
+
+def test_an_answer_that_is_all_there_goes_out_in_one_piece():
+    scene = Whole(word("Hi"), word("!", "stop"), DONE)
+    assert scene.told == [("head", b"")]
+    scene.relay.finish()
+    assert scene.told[1:] == [("end", word("Hi") + word("!", "stop") + DONE)]
+
+
+def test_all_but_the_tail_can_go_out_before():
+    scene = Whole(word("Hi"), word("!", "stop"), DONE)
+    scene.relay.write()
+    scene.relay.finish()
+    assert scene.told[1:] == [("write", word("Hi") + word("!", "stop")), ("end", DONE)]
+
+
+def test_a_whole_answer_that_stops_short_does_not_look_complete():
+    scene = Whole(word("Hi"))
+    scene.relay.finish()
+    kinds, texts = zip(*scene.told[1:], strict=True)
+    assert kinds == ("write", "abort")
+    assert texts[0].startswith(word("Hi"))
+    assert texts[0].count(b'"error"') == 1
+    assert DONE not in texts[0]
+
+
+ERROR = b'data: {"error":{"message":"no","code":503}}\n\n'
+
+
+@pytest.mark.parametrize("body", [b"", word(""), ERROR, word("Hi") + ERROR])
+def test_a_whole_answer_without_content_is_raised_and_nothing_was_sent(body):
+    with pytest.raises(ProviderError):
+        Whole(body)
 
 
 @pytest.mark.parametrize("how", ["fail", "error event", "end"])
