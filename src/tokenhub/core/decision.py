@@ -82,7 +82,7 @@ def _higher(one: int | None, two: int | None) -> int | None:
 NO_LIMITS = Limits()
 
 
-class Features(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+class Features(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Cheap numbers about a prompt; a record leaves out those that are 0.
 
     Args:

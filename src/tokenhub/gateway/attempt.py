@@ -130,7 +130,7 @@ class Attempt:
             if (closing := hold.book()) is not None:
                 await closing
             self._plan.succeeded(step, hold.cost)
-            call.answered(step.candidate, hold.usage, reply.finish_reason)
+            call.answered(step.candidate, reply.usage or hold.usage, reply.finish_reason)
             return Answer(reply.body, self._headers())
         except TransportError as error:
             raise self._broken(error) from None
@@ -151,7 +151,9 @@ class Attempt:
         limit = ledger.bound(
             call.grant, model, self._size, max_tokens=chat.max_tokens, choices=chat.choices
         )
-        cap = _lowest(limit.max_tokens, step.candidate.output_cap)
+        cap = step.candidate.output_cap
+        if limit.max_tokens is not None and (cap is None or limit.max_tokens < cap):
+            cap = limit.max_tokens
         request = lane.adapter.request(chat, lane.target, credential, cap)
         if (trace := self._lanes.trace) is not None:
             request.more = [*request.more, *trace(call.request, step.number)]
@@ -232,10 +234,9 @@ class Attempt:
         return self._call.request.open_stream(200, headers)
 
     def _headers(self) -> Headers:
-        candidate, decision = self._step.candidate, self._call.decision
+        model, decision = self._step.candidate.model, self._call.decision
         assert decision is not None
-        model_id, provider_id = candidate.model_id, candidate.provider_id
-        headers = _who_answered(model_id, provider_id, decision.reason, self._call.tries)
+        headers = _who_answered(model.id, model.provider_id, decision.reason, self._call.tries)
         if notes := self._lane.adapter.notes(self._chat, self._lane.target):
             headers = (*headers, *notes)
         if decision.alias:
@@ -260,9 +261,3 @@ def _so_far(wire: StreamRelay) -> Usage | None:
         return wire.usage
     completion = -(-wire.content_bytes // BYTES_PER_TOKEN)
     return replace(wire.early, completion=completion, source="counted")
-
-
-def _lowest(one: int | None, two: int | None) -> int | None:
-    if one is None or two is None:
-        return two if one is None else one
-    return min(one, two)

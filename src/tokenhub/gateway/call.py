@@ -164,8 +164,9 @@ class Call:
 
     def answered(self, candidate: Candidate, usage: Usage, finish_reason: str | None) -> None:
         """A provider has answered, at least in part."""
-        self.model_id = candidate.model_id
-        self.provider_id = candidate.provider_id
+        model = candidate.model
+        self.model_id = model.id
+        self.provider_id = model.provider_id
         self.usage = usage
         self.finish_reason = finish_reason
         self.status = 200

@@ -7,6 +7,9 @@ import gc
 import pytest
 from tests.unit.gateway.stage import DONE, FOREVER, Stream, broken, grant, stage, until, whole, word
 
+from tokenhub.core.bounds import measure_chat
+from tokenhub.core.chat import parse_chat
+from tokenhub.core.decision import RouteQuery
 from tokenhub.core.errors import (
     HubError,
     InvalidRequest,
@@ -14,6 +17,7 @@ from tokenhub.core.errors import (
     TransportError,
     UpstreamFailed,
 )
+from tokenhub.gateway.features import features_of
 from tokenhub.gateway.hedge import Hedging
 from tokenhub.providers.upstream import Answer
 from tokenhub.routing.aliases import Alias, Variant
@@ -38,6 +42,32 @@ async def test_a_failed_attempt_leads_to_the_next_provider(tmp_path):
     assert b"x-alias-from" not in headers
     [call] = it.calls
     assert [(one.provider_id, one.kind) for one in call.attempts] == [("a", "server"), ("b", "")]
+
+
+async def test_routing_is_told_what_is_asked(tmp_path):
+    tool = {"type": "function", "function": {"name": "f"}}
+    key = grant(mode="cheap", models=("a", "b"), allow_fallback=False)
+    async with stage(tmp_path, {"a": [whole("Hi")]}) as it:
+        client = it.client("a", n=2, max_tokens=7, tools=[tool])
+        await it.pipeline.chat(client, key)
+        plain = it.client("auto")
+        await it.pipeline.chat(plain, grant())
+    first, second = (call.decision.query for call in it.calls)
+    size = measure_chat(parse_chat(client.body))
+    assert first == RouteQuery(
+        request_id=client.id,
+        model="a",
+        key_mode="cheap",
+        input_tokens=size.text // 4,
+        size=size,
+        max_tokens=7,
+        choices=2,
+        tools=True,
+        models=("a", "b"),
+        key_id="k",
+    )
+    assert (second.tools, second.allow_fallback, second.choices) == (False, True, 1)
+    assert second.features == features_of(parse_chat(plain.body))
 
 
 async def test_an_error_says_how_many_attempts_were_made(tmp_path):
