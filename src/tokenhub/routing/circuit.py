@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 DEGRADED_AT = 2
 DOWN_AT = 5
 EJECT_S = 30.0
@@ -15,53 +20,58 @@ SMOOTHING = 0.1
 class Window:
     """Sums of the last ``BUCKETS`` buckets, and a moving average that outlives them."""
 
-    __slots__ = ("_bucket", "_buckets", "_ends", "_past", "_turn", "usual_ms")
+    __slots__ = ("_buckets", "_past", "_turn", "bucket", "ends", "usual_ms")
 
     def __init__(self) -> None:
         # One bucket: errors, answers, latency sum, streams, first-token sum.
         self._buckets = [[0, 0, 0.0, 0, 0.0] for _ in range(BUCKETS)]
-        self._bucket: list[float] = self._buckets[0]
+        self.bucket: list[float] = self._buckets[0]
         self._past: list[float] = [0, 0, 0.0, 0, 0.0]  # the sums of the other buckets
         self._turn = 0
-        self._ends = BUCKET_S  # when the bucket is full
+        self.ends = BUCKET_S  # when the bucket is full
         self.usual_ms = 0.0
 
-    def _advance(self, now: float) -> None:
+    def advance(self, now: float) -> None:
+        """Begin the bucket of a monotonic time."""
         turn = int(now / BUCKET_S)
         for missed in range(max(self._turn + 1, turn - BUCKETS + 1), turn + 1):
             self._buckets[missed % BUCKETS] = [0, 0, 0.0, 0, 0.0]
         self._turn = turn
-        self._ends = (turn + 1) * BUCKET_S
-        self._bucket = self._buckets[turn % BUCKETS]
+        self.ends = (turn + 1) * BUCKET_S
+        self.bucket = self._buckets[turn % BUCKETS]
         # Nothing is in the running one yet.
         self._past = [sum(column) for column in zip(*self._buckets, strict=True)]
 
-    def answered(self, now: float, latency_ms: float, ttft_ms: float | None) -> None:
-        """Count an answer."""
-        if now >= self._ends:
-            self._advance(now)
-        bucket = self._bucket
-        bucket[1] += 1
-        bucket[2] += latency_ms
-        if ttft_ms is not None:
-            bucket[3] += 1
-            bucket[4] += ttft_ms
-        if self.usual_ms:
-            self.usual_ms += SMOOTHING * (latency_ms - self.usual_ms)
-        else:
-            self.usual_ms = latency_ms
+    @staticmethod
+    def answered(
+        windows: Iterable[Window], now: float, latency_ms: float, ttft_ms: float | None
+    ) -> None:
+        """Count an answer in all of some windows: one call for the provider's and the model's."""
+        for window in windows:
+            if now >= window.ends:
+                window.advance(now)
+            bucket = window.bucket
+            bucket[1] += 1
+            bucket[2] += latency_ms
+            if ttft_ms is not None:
+                bucket[3] += 1
+                bucket[4] += ttft_ms
+            if usual := window.usual_ms:
+                window.usual_ms = usual + SMOOTHING * (latency_ms - usual)
+            else:
+                window.usual_ms = latency_ms
 
     def failed(self, now: float) -> None:
         """Count an error; its time says nothing about an answer's."""
-        if now >= self._ends:
-            self._advance(now)
-        self._bucket[0] += 1
+        if now >= self.ends:
+            self.advance(now)
+        self.bucket[0] += 1
 
     def rates(self, now: float) -> tuple[float, float, float]:
         """Error rate, mean latency and mean time to the first token; 0 = too few to say."""
-        if now >= self._ends:
-            self._advance(now)
-        past, last = self._past, self._bucket
+        if now >= self.ends:
+            self.advance(now)
+        past, last = self._past, self.bucket
         errors, answers, streams = past[0] + last[0], past[1] + last[1], past[3] + last[3]
         return (
             errors / (errors + answers) if errors else 0.0,

@@ -96,17 +96,22 @@ class Health:
             self._touch(provider_id, circuit, "answered")
 
     def answered(
-        self, provider_id: str, model_id: str, latency_ms: float, ttft_ms: float | None = None
+        self,
+        provider_id: str,
+        model_id: str,
+        latency_ms: float,
+        ttft_ms: float | None = None,
+        now: float | None = None,
     ) -> None:
-        """An attempt came to a good end."""
-        now = self._clock.monotonic()
+        """An attempt came to a good end, ``now`` in monotonic seconds where it was just asked."""
+        if now is None:
+            now = self._clock.monotonic()
         circuit = self._circuits.get(provider_id) or self._circuit(provider_id)
         circuit.requests += 1
         circuit.answered = now
-        circuit.window.answered(now, latency_ms, ttft_ms)
         if (window := self._models.get(model_id)) is None:
             window = self._models[model_id] = Window()
-        window.answered(now, latency_ms, ttft_ms)
+        Window.answered((circuit.window, window), now, latency_ms, ttft_ms)
         self._changed_models.add(model_id)
         if circuit.calm or circuit.well:
             circuit.calm = True

@@ -55,41 +55,44 @@ PROVIDER_WIDE = frozenset({FailureClass.RATE_LIMITED, FailureClass.AUTH, Failure
 
 
 class RetryBudget:
-    """How many retries on a provider that failed are left, over all requests of the process."""
+    """How many retries on a provider that failed are left, over all requests of the process.
+
+    Attributes:
+        running: how many requests have begun in the running second; each adds itself.
+        ends: when that second is over, in monotonic seconds: then ``turn`` is called first.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._second = 0
-        self._ends = 1.0  # when the second is over
+        self.running = 0
+        self.ends = 1.0
         # One second more than the window for retries and none for requests: always on the safe
         # side of the exact sliding window.
-        self._requests = [0] * RETRY_WINDOW_S
+        self._requests = [0] * RETRY_WINDOW_S  # the running one's are not in it yet
         self._retries = [0] * (RETRY_WINDOW_S + 1)
-
-    def request(self, now: float) -> None:
-        """Count a request that began ``now``, in monotonic seconds."""
-        if now >= self._ends:
-            self._turn(now)
-        self._requests[self._second % RETRY_WINDOW_S] += 1
 
     def take(self) -> bool:
         """Take one retry, if one is left."""
         now = self._clock.monotonic()
-        if now >= self._ends:
-            self._turn(now)
-        allowed = max(RETRY_FLOOR, RETRY_SHARE * sum(self._requests))
+        if now >= self.ends:
+            self.turn(now)
+        allowed = max(RETRY_FLOOR, RETRY_SHARE * (sum(self._requests) + self.running))
         if sum(self._retries) + 1 > allowed:
             return False
         self._retries[self._second % len(self._retries)] += 1
         return True
 
-    def _turn(self, moment: float) -> None:
+    def turn(self, moment: float) -> None:
+        """Begin the second of a monotonic time."""
         now = int(moment)
+        self._requests[self._second % RETRY_WINDOW_S] = self.running
+        self.running = 0
         for second in range(max(self._second + 1, now - RETRY_WINDOW_S), now + 1):
             self._requests[second % RETRY_WINDOW_S] = 0
             self._retries[second % len(self._retries)] = 0
         self._second = now
-        self._ends = now + 1.0
+        self.ends = now + 1.0
 
 
 class Wait(msgspec.Struct, frozen=True):
@@ -98,7 +101,7 @@ class Wait(msgspec.Struct, frozen=True):
     seconds: float
 
 
-class Try(msgspec.Struct, eq=False):
+class Try(msgspec.Struct, eq=False, gc=False):
     """One attempt to make now.
 
     Attributes:
@@ -123,7 +126,7 @@ class Try(msgspec.Struct, eq=False):
 
 Step = Try | Wait
 _CANCELLED = ProviderError(FailureClass.CANCELLED, "Given up before it ended.")
-Record = Callable[["Decision", Attempt, float | None], object]
+Record = Callable[["Decision", Attempt, float | None, float | None], object]
 
 
 class _History:
@@ -179,7 +182,8 @@ class Failover:
         budget: the process's retry budget; the request is counted there.
         clock: for times and the deadline.
         deadline: monotonic time at which the whole request ends.
-        record: is told each attempt once, with the seconds of a Retry-After.
+        record: is told each attempt once, with the seconds of a Retry-After and the monotonic
+            time.
         first_token_s: for models that set no limit of their own.
         now_ms: wall time; the first attempt begins with this object.
     """
@@ -213,7 +217,9 @@ class Failover:
         self._history: _History | None = None
         self._began_ms = now_ms
         self._began = began = clock.monotonic()
-        budget.request(began)
+        if began >= budget.ends:
+            budget.turn(began)
+        budget.running += 1
 
     def next(self) -> Step:
         """What to do now. A ``Try`` has begun and must be reported back.
@@ -223,10 +229,14 @@ class Failover:
                 for an error that whoever raises it also holds keeps all its frames in a circle.
         """
         if not self._started:
-            left = self._deadline - self._began
+            began = self._began
+            left = self._deadline - began
             first = self._decision.chosen
             if left > 0 and self._health.begin(first.model.provider_id):
-                return self._try(first, left, self._began, self._began_ms)
+                self._started = 1
+                self._first = first
+                patience = self._patience(first, left) if self._decision.query.stream else left
+                return Try(first, 1, patience, left, began, self._began_ms)
         now = self._clock.monotonic()
         return self._next(self._deadline - now, now)
 
@@ -268,9 +278,11 @@ class Failover:
 
     def succeeded(self, step: Try, cost: int | None = None) -> Attempt:
         """An attempt has answered to the end; ``cost`` in nano-dollars, None if unknown."""
-        attempt = self._ended(step, cost)
+        step.open = False
+        now = self._clock.monotonic()
+        attempt = _attempt(step, now, cost)
         self.attempts.append(attempt)
-        self._record(self._decision, attempt, None)
+        self._record(self._decision, attempt, None, now)
         return attempt
 
     def failed(self, step: Try, error: ProviderError, cost: int | None = None) -> Attempt:
@@ -319,27 +331,27 @@ class Failover:
         own = history.kinds.get(candidate.model_id)
         return (own is None or own in AGAIN) and self._health.available(candidate.provider_id)
 
-    def _try(self, candidate: Candidate, left: float, now: float, now_ms: int | None = None) -> Try:
+    def _try(self, candidate: Candidate, left: float, now: float) -> Try:
+        """An attempt after something was found to be noted."""
         self._started += 1
-        if self._history is not None:
-            self._history.begun(candidate)
-        else:
-            self._first = candidate
-        first = left
-        if self._decision.query.stream:
-            first = candidate.model.first_token_ms / 1000.0 or self._first_token_s
-            if limit := self._decision.limits.max_latency_ms:
-                first = min(first, limit / 1000.0)
-            if self._started < min(MAX_ATTEMPTS, self._decision.count):
-                first = min(first, left / 2.0)  # leaves time for another one
-            first = min(first, left)
-        if now_ms is None:
-            now_ms = self._clock.now_ms()
-        return Try(candidate, self._started, first, left, now, now_ms)
+        self._so_far().begun(candidate)
+        patience = self._patience(candidate, left) if self._decision.query.stream else left
+        return Try(candidate, self._started, patience, left, now, self._clock.now_ms())
+
+    def _patience(self, candidate: Candidate, left: float) -> float:
+        """The seconds that the attempt just begun may take to a stream's first token."""
+        first = candidate.model.first_token_ms / 1000.0 or self._first_token_s
+        if limit := self._decision.limits.max_latency_ms:
+            first = min(first, limit / 1000.0)
+        if self._started < min(MAX_ATTEMPTS, self._decision.count):
+            first = min(first, left / 2.0)  # leaves time for another one
+        return min(first, left)
 
     def _close(self, step: Try, error: ProviderError, cost: int | None) -> Attempt:
+        step.open = False
+        now = self._clock.monotonic()
         attempt = msgspec.structs.replace(
-            self._ended(step, cost),
+            _attempt(step, now, cost),
             kind=error.kind,
             status=error.status,
             message=error.message,
@@ -347,21 +359,15 @@ class Failover:
             provider_code=error.code,
         )
         self.attempts.append(attempt)
-        self._record(self._decision, attempt, error.retry_after)
+        self._record(self._decision, attempt, error.retry_after, now)
         return attempt
 
-    def _ended(self, step: Try, cost: int | None) -> Attempt:
-        """The attempt as one that answered."""
-        step.open = False
-        candidate = step.candidate
-        model = candidate.model
-        return Attempt(
-            number=step.number,
-            model_id=model.id,
-            provider_id=model.provider_id,
-            at_ms=step.started_ms,
-            latency_ms=(self._clock.monotonic() - step.started) * 1000.0,
-            ttft_ms=step.ttft_ms,
-            cost=cost,
-            propensity=candidate.propensity,
-        )
+
+def _attempt(step: Try, now: float, cost: int | None) -> Attempt:
+    """One that has just answered; by position, which is half the time."""
+    candidate = step.candidate
+    model = candidate.model
+    return Attempt(
+        step.number, model.id, model.provider_id, step.started_ms, "", None, "", "", "",
+        (now - step.started) * 1000.0, step.ttft_ms, cost, candidate.propensity,
+    )  # fmt: skip

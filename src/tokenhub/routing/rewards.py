@@ -13,7 +13,7 @@ import msgspec
 
 from tokenhub.routing.evidence_log import OLDEST_BASE_MS, EvidenceLog, read_evidence
 from tokenhub.routing.record import encode_record
-from tokenhub.routing.reward import latency_budget
+from tokenhub.routing.reward import LATENCY_BUDGET_MS, latency_budget
 from tokenhub.routing.rules import encode
 from tokenhub.routing.tried import tried
 
@@ -133,10 +133,11 @@ class RewardLog:
         attempts_json: str,
     ) -> None:
         """Log a decision and what became of it; ``attempts_json`` is the attempts as stored."""
-        used = self._known.get(rules.digest)
+        digest = rules.digest
+        used = self._known.get(digest)
         if used is None or at_ms - used > RULES_USED_MS:
-            self._known[rules.digest] = at_ms
-            self._rules[rules.digest] = (rules, at_ms)
+            self._known[digest] = at_ms
+            self._rules[digest] = (rules, at_ms)
         answered = ""
         for one in attempts:
             if not one.kind:
@@ -144,24 +145,17 @@ class RewardLog:
                 break
         # As text, since what a decision is made of would have to be kept until the flush. The
         # evidence is shared, and becomes its digest then.
-        self._add(
-            self._decisions,
-            (
-                decision.query.request_id,
-                at_ms,
-                decision.mode,
-                decision.policy,
-                decision.chosen.model.id,
-                answered,
-                outcome,
-                decision.rules,
-                encode_record(decision),
-                attempts_json,
-                (decision.evidence, decision.bucket),
-                latency_budget(decision),
-                None,
-            ),
-        )
+        row = (
+            decision.query.request_id, at_ms, decision.mode, decision.policy,
+            decision.chosen.model.id, answered, outcome, decision.rules, encode_record(decision),
+            attempts_json, (decision.evidence, decision.bucket),
+            latency_budget(decision) if decision.limits.max_latency_ms else LATENCY_BUDGET_MS, None,
+        )  # fmt: skip
+        rows = self._decisions
+        if self._waiting and len(rows) + self._unwritten < MOST_PENDING:
+            rows.append(row)
+        else:
+            self._add(rows, row)
 
     def _add(self, rows: list[Any], row: Any) -> None:
         if len(rows) + self._unwritten >= MOST_PENDING:

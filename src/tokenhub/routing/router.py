@@ -12,7 +12,6 @@ Usable without a server::
 from __future__ import annotations
 
 import itertools
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
@@ -20,10 +19,11 @@ import msgspec
 
 from tokenhub.core.decision import Decision, Evidence, Mode
 from tokenhub.core.errors import HubError, InvalidRequest, NotFound
+from tokenhub.routing.answers import PAGE, Answers
 from tokenhub.routing.decide import MIXED, decide, draw_of
 from tokenhub.routing.health import Health
 from tokenhub.routing.retry import FIRST_TOKEN_S, Failover, RetryBudget
-from tokenhub.routing.reward import QUALITY_SHARE, reward_of
+from tokenhub.routing.reward import LATENCY_BUDGET_MS, QUALITY_SHARE, latency_budget, worth
 from tokenhub.routing.rules import RoutingSettings, Rules
 from tokenhub.routing.shortlist import Shortlists, kind_of
 from tokenhub.routing.thompson import Bandit, bucket_of
@@ -42,16 +42,6 @@ FEW = 50  # models; with more, a look at what was learned lasts longer in propor
 MOST = 20  # times, at the most
 _PART = MIXED - 1  # 49 bits, with that of MIXED, are exact in every JSON reader
 LATEST = 1_000  # rewards: of an arm, what is older counts 1 % less for each later one
-REMEMBERED = 20_000  # latest answers that feedback can reach
-
-
-class _Answer(msgspec.Struct, frozen=True, gc=False):
-    """What feedback to a request would change."""
-
-    attempt: int
-    model_id: str
-    bucket: str
-    quality: float
 
 
 class Router:
@@ -87,7 +77,7 @@ class Router:
         self._seed = int(draw_of(seed) * MIXED)
         self._log = log
         self._turns: dict[str, int] = {}
-        self._answers: OrderedDict[str, _Answer] = OrderedDict()
+        self._answers = Answers()
         self._unnamed = itertools.count(1)
         self.rules = (rules or Rules()).changed()
         self.health = Health(clock)
@@ -216,19 +206,33 @@ class Router:
         )  # fmt: skip
 
     def record(
-        self, decision: Decision, attempt: Attempt, retry_after: float | None = None
+        self,
+        decision: Decision,
+        attempt: Attempt,
+        retry_after: float | None = None,
+        now: float | None = None,
     ) -> float | None:
-        """Learn from an attempt at once: health and arms. Returns its reward, None if none."""
+        """Learn from an attempt at once: health and arms. Returns its reward, None if none.
+
+        Args:
+            decision: that it was made by.
+            attempt: as it ended.
+            retry_after: seconds the provider asked to be left alone, None if it did not say.
+            now: the monotonic time, where it has just been asked.
+        """
         model_id, bucket = attempt.model_id, decision.bucket
         if not attempt.kind:
-            self.health.answered(attempt.provider_id, model_id, attempt.latency_ms, attempt.ttft_ms)
-            answers = self._answers
-            answers[decision.query.request_id] = _Answer(attempt.number, model_id, bucket, 1.0)
-            if len(answers) > REMEMBERED:
-                answers.popitem(last=False)
+            self.health.answered(
+                attempt.provider_id, model_id, attempt.latency_ms, attempt.ttft_ms, now
+            )
+            page = self._answers.page
+            page[decision.query.request_id] = attempt.number, model_id, bucket, 1.0
+            if len(page) >= PAGE:
+                self._answers.turn()
         else:
             self.health.failed(attempt.provider_id, attempt.kind, attempt.message, retry_after)
-        reward = reward_of(decision, attempt)
+        limited = decision.limits.max_latency_ms
+        reward = worth(attempt, latency_budget(decision) if limited else LATENCY_BUDGET_MS)
         if reward is not None:
             self.bandit.update(model_id, bucket, reward, self._clock.now_ms())
         return reward
@@ -257,17 +261,18 @@ class Router:
         """
         if not 0.0 <= score <= 1.0:
             raise InvalidRequest("`score` must be between 0 and 1.", param="score")
-        if (answer := self._answers.get(request_id)) is None:
+        if (answer := self._answers.find(request_id)) is None:
             raise NotFound(
                 f"No answer to a request `{request_id[:64]}` is remembered.",
                 hint="Feedback reaches the latest 20000 answers.",
             )
-        change = QUALITY_SHARE * (score - answer.quality)
+        number, model_id, bucket, quality = answer
+        change = QUALITY_SHARE * (score - quality)
         now = self._clock.now_ms()
-        self.bandit.correct(answer.model_id, answer.bucket, change, now)
-        self._answers[request_id] = msgspec.structs.replace(answer, quality=score)
+        self.bandit.correct(model_id, bucket, change, now)
+        self._answers.replace(request_id, (number, model_id, bucket, score))
         if self._log is not None:
-            self._log.feedback(request_id, answer.attempt, score, change)
+            self._log.feedback(request_id, number, score, change)
 
     async def recall(self) -> AsyncIterator[int]:
         """Learn again what the log holds, latest first, also while new outcomes are recorded.
@@ -285,8 +290,8 @@ class Router:
                 self.bandit.recall(one.model_id, one.token_bucket, one.reward, min(one.at, now))
                 if not one.error_class:
                     quality = 1.0 if one.feedback is None else one.feedback
-                    answer = _Answer(one.attempt, one.model_id, one.token_bucket, quality)
-                    self._recall_answer(one.request_id, answer)
+                    answer = (one.attempt, one.model_id, one.token_bucket, quality)
+                    self._answers.recall(one.request_id, answer)
             count += len(some)
             if count >= LATEST:
                 yield count
@@ -327,8 +332,3 @@ class Router:
             or query.model.strip().endswith(wish)
         )
         return bucket_of(query.input_tokens) if learns else ""
-
-    def _recall_answer(self, request_id: str, answer: _Answer) -> None:
-        if len(self._answers) < REMEMBERED and request_id not in self._answers:
-            self._answers[request_id] = answer
-            self._answers.move_to_end(request_id, last=False)

@@ -46,26 +46,29 @@ def bucket_of(tokens: int) -> str:
 
 
 class Arm:
-    """What is known of one model in one bucket: faded sums of reward and of what missed 1."""
+    """What is known of one model in one bucket: faded sums of reward and of what missed 1.
 
-    __slots__ = ("_known", "count", "lost", "tick", "won")
+    ``known`` is the posterior once somebody has asked; whoever changes the sums sets it to None.
+    """
+
+    __slots__ = ("count", "known", "lost", "tick", "won")
 
     def __init__(self, tick: int = 0, won: float = 0.0, lost: float = 0.0) -> None:
         self.tick = tick
         self.won = won
         self.lost = lost
         self.count = 0  # rewards taken in by this process
-        self._known: tuple[float, float] | None = None
+        self.known: tuple[float, float] | None = None
 
     @property
     def posterior(self) -> tuple[float, float]:
         """Mean and standard deviation; found when asked for, which is rarer than an answer."""
-        if self._known is None:
+        if self.known is None:
             alpha = 1.0 + self.won
             total = alpha + 1.0 + self.lost
             mean = alpha / total
-            self._known = mean, max(sqrt(mean * (1.0 - mean) / (total + 1.0)), SD_MIN)
-        return self._known
+            self.known = mean, max(sqrt(mean * (1.0 - mean) / (total + 1.0)), SD_MIN)
+        return self.known
 
     def age(self, tick: int) -> None:
         """Fade to a later tick; an earlier one changes nothing."""
@@ -74,14 +77,7 @@ class Arm:
             self.won *= faded
             self.lost *= faded
             self.tick = tick
-            self._known = None
-
-    def learn(self, reward: float) -> None:
-        """Take in one reward."""
-        self.won = self.won * FADE + reward
-        self.lost = self.lost * FADE + (1.0 - reward)
-        self.count += 1
-        self._known = None
+            self.known = None
 
     def recall(self, reward: float, tick: int) -> None:
         """Take in a reward that is older than all that were taken in, as if it had come first."""
@@ -91,13 +87,13 @@ class Arm:
         self.won += weight * reward
         self.lost += weight * (1.0 - reward)
         self.count += 1
-        self._known = None
+        self.known = None
 
     def correct(self, change: float) -> None:
         """Move a reward that was already taken in by ``change``."""
         self.won = max(self.won + change, 0.0)
         self.lost = max(self.lost - change, 0.0)
-        self._known = None
+        self.known = None
 
 
 class _Bucket:
@@ -125,7 +121,11 @@ class Bandit:
         arm = found.arms.get(model_id)
         if arm is None or arm.tick != now_ms // TICK_MS:
             arm = _arm(found, model_id, now_ms)
-        arm.learn(reward)
+        # Not a method of the arm's, for each answer pays this.
+        arm.won = arm.won * FADE + reward
+        arm.lost = arm.lost * FADE + (1.0 - reward)
+        arm.count += 1
+        arm.known = None
         found.changed.add(model_id)
 
     def recall(self, model_id: str, bucket: str, reward: float, then_ms: int) -> None:

@@ -147,7 +147,7 @@ class Simulation:
         try:
             decision = self.router.decide(asked)
         except HubError as error:
-            self.router.budget.request(now)
+            self.router.budget.running += 1
             self.outcomes[error.status] += 1
             self.note(asked.request_id, "refused", error.code)
             return

@@ -223,7 +223,7 @@ def test_the_figures_of_a_window_are_those_of_its_last_five_minutes(events):
     for wait, good, latency in events:
         now += wait
         if good:
-            window.answered(now, latency, latency / 2)
+            Window.answered((window,), now, latency, latency / 2)
         else:
             window.failed(now)
         seen.append((int(now / BUCKET_S), good, latency))

@@ -208,7 +208,6 @@ async def test_what_is_recalled_while_requests_go_on_is_as_if_it_had_come_first(
     for name, arm in one.items():
         assert two[name] == pytest.approx(arm)
     again.feedback("r-0", 0.5)
-    assert next(iter(again._answers)) == "r-0"
 
 
 async def test_rows_are_written_in_batches_without_being_asked(logged, db):
