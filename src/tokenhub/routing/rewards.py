@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FLUSH_S = 0.2
+FLUSH_S = 0.02
 PIECE = 128  # rows written at once: some 0.4 ms, for which others wait
 MOST_PENDING = 100_000
 LIST_PAGE = 200

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MOST_PENDING = 20_000
-FLUSH_S = 0.2
+FLUSH_S = 0.02  # more at once keeps the others from the writer, and from the core, for longer
 PIECE = 64  # rows written at once: some 0.3 ms, for which others wait
 PRUNE_SLICE = 2_000
 _SLICE = 20  # rows shown before others get their turn on the loop: about 0.2 ms
