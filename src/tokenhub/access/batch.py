@@ -106,22 +106,41 @@ class Batch:
             adds = self._sums[hold.books] = [0, 0, 0]
         adds[0] += closing[1]
         adds[2] += closing[2]
-        if (opening := hold.opening) is None:
-            del self.opens[hold.id]
-            row = _opening(hold, self._epoch) + closing
+        row = (hold.opening or self.opening(hold)) + closing
+        if self.opens.pop(hold.id, None) is not None:
             self._wholes.append(row)
-            return row
-        adds[1] -= hold.reserved
-        self._closes.append((*closing, hold.id))
-        return opening + closing
+        else:
+            adds[1] -= hold.reserved
+            self._closes.append((*closing, hold.id))
+        return row
+
+    def opening(self, hold: Hold) -> tuple[Any, ...]:
+        """The first columns of a hold's row, in the order of ``_OPEN``; the hold keeps them."""
+        books, model = hold.books, hold.model
+        prices = model.prices
+        hold.opening = opening = (
+            hold.id,
+            books.key_id,
+            books.month,
+            books.day,
+            hold.request_id,
+            hold.attempt,
+            model.id,
+            model.provider_id,
+            hold.reserved,
+            prices.source,
+            prices.version,
+            self._epoch,
+            hold.opened_ms,
+        )
+        return opening
 
     def statements(self) -> Callable[[Transaction], None]:
         """What to run, frozen now. Running it twice in two transactions is harmless."""
         opens = []
         sums = self._sums
         for hold in self.opens.values():
-            hold.opening = opening = _opening(hold, self._epoch)
-            opens.append(opening)
+            opens.append(hold.opening or self.opening(hold))
             adds = sums.get(hold.books)
             if adds is None:
                 sums[hold.books] = [0, hold.reserved, 0]
@@ -196,27 +215,6 @@ class Batch:
             if not future.done():
                 future.set_result(None)
         self.settling = []
-
-
-def _opening(hold: Hold, epoch: int) -> tuple[Any, ...]:
-    """In the order of ``_OPEN``."""
-    books, model = hold.books, hold.model
-    prices = model.prices
-    return (
-        hold.id,
-        books.key_id,
-        books.month,
-        books.day,
-        hold.request_id,
-        hold.attempt,
-        model.id,
-        model.provider_id,
-        hold.reserved,
-        prices.source,
-        prices.version,
-        epoch,
-        hold.opened_ms,
-    )
 
 
 def _top(account: Account) -> int:

@@ -1,13 +1,15 @@
-"""Daybook: what is settled but not committed yet, put where a kill cannot reach it.
+"""Daybook: what is booked but not committed yet, put where a kill cannot reach it.
 
 An answer that need not wait for the disk leaves once its row is noted here. What one turn of the
 loop settles is noted with one write at its end, before any byte of an answer of that turn leaves;
-the batch that holds the same rows follows. What a dead process had noted and not committed, the
-next one books at its start (``replay``).
+the batch that holds the same rows follows. Who does wait for the disk (``durable``) waits for the
+notes to be synced, not for that batch: a sync is one small write. What a dead process had noted and
+not committed, the next one books at its start (``replay``).
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from operator import add
 from typing import TYPE_CHECKING, Any
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from tokenhub.storage.spool import Spool
 
 RETRY = 5.0
-"""Seconds for which answers wait for the disk again after a note that failed."""
+"""Seconds for which answers wait for the database again after a note that failed."""
 
 _EPOCH = "SELECT 1 FROM ledger_epochs WHERE epoch = ? AND started_at = ?"
 _STATE = "SELECT state, reserved FROM ledger_attempts WHERE id = ?"
@@ -36,18 +38,23 @@ ON CONFLICT (key_id, kind, period) DO NOTHING
 """  # noqa: S608
 # A ceiling that is too low is brought down again by the first batch that touches the account.
 _ADD = """
-UPDATE ledger_accounts SET settled = settled + :settled, reserved = reserved - :reserved,
+UPDATE ledger_accounts SET settled = settled + :settled, reserved = reserved + :reserved,
   overrun = overrun + :overrun,
-  ceiling = CASE WHEN settled + :settled + reserved - :reserved > ceiling
-    THEN settled + :settled + reserved - :reserved ELSE ceiling END
+  ceiling = CASE WHEN settled + :settled + reserved + :reserved > ceiling
+    THEN settled + :settled + reserved + :reserved ELSE ceiling END
 WHERE key_id = :key_id AND kind = :kind AND period = :period
 """
 
 _Row = tuple[
     int, str, int, int, str, int, str, str, int, str, str, int, int,
-    str, int, int, int, int, int, int, int, str, str, int,
+    str, int, int, int, int, int, int, int, str, str, int | None,
 ]  # fmt: skip
 _OPENING = 13  # columns before ``state``
+_RESERVED = 8
+_OPEN = ("open", 0, 0, 0, 0, 0, 0, 0, "", "", None)  # from ``state`` on, of one that has not ended
+
+Waiter = tuple[asyncio.Future[None], bool]
+"""A future to be resolved, and whether a provider is called then."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(tuple[int, int, list[_Row]]).decode
@@ -60,11 +67,24 @@ class Daybook:
 
     Attributes:
         rows: whole rows of attempts that ended in this turn of the loop, not noted yet.
-        sound: notes can be made; while they cannot (or without a spool), who ends an attempt waits
-            for its commit.
+        sound: notes can be made; while they cannot (or without a spool), who would wait for a note
+            waits for the commit.
     """
 
-    __slots__ = ("_began_ms", "_clock", "_epoch", "_failed_at", "_hurry", "_spool", "rows", "sound")
+    __slots__ = (
+        "_began_ms",
+        "_clock",
+        "_epoch",
+        "_failed_at",
+        "_fall_back",
+        "_foul",
+        "_loop",
+        "_spool",
+        "_syncing",
+        "_waiting",
+        "rows",
+        "sound",
+    )
 
     def __init__(
         self,
@@ -72,17 +92,39 @@ class Daybook:
         clock: Clock,
         epoch: int,
         began_ms: int,
-        hurry: Callable[[], None],
+        fall_back: Callable[[list[Waiter]], None],
     ) -> None:
-        """``hurry`` is called when a note failed, to have its rows committed at once."""
+        """``fall_back`` is called when notes failed, to have all committed that is not yet.
+
+        It is given those who wait, and are to be told then.
+        """
         self._spool = spool
         self._clock = clock
+        self._loop = asyncio.get_running_loop()
         self._epoch = epoch
         self._began_ms = began_ms
-        self._hurry = hurry
+        self._fall_back = fall_back
         self._failed_at: float | None = None
+        self._foul = 0
+        self._waiting: list[Waiter] = []
+        self._syncing: list[Waiter] = []
         self.rows: list[tuple[Any, ...]] = []
         self.sound = spool is not None
+
+    def opened(self, opening: tuple[Any, ...]) -> None:
+        """Note a reservation with the next ``put_down``."""
+        self.rows.append(opening + _OPEN)
+
+    def durable(self, *, spends: bool) -> asyncio.Future[None]:
+        """Done when all that stands in ``rows`` by now is on the disk; only while ``sound``.
+
+        ``spends``: a provider is called then, so it fails where it cannot be made durable.
+        """
+        future = self._loop.create_future()
+        if not self._waiting and not self._syncing:
+            self._loop.call_soon(self._sync)
+        self._waiting.append((future, spends))
+        return future
 
     def put_down(self) -> None:
         """Note what is in ``rows``. It then outlives this process."""
@@ -116,8 +158,12 @@ class Daybook:
             self._spool.drop()
         except StorageFailed as error:
             self._failed(error)
+            return
+        self._foul = max(self._foul - 1, 0)
         failed_at = self._failed_at
-        if failed_at is not None and self._clock.monotonic() - failed_at >= RETRY:
+        if failed_at is None or self._foul:
+            return
+        if self._clock.monotonic() - failed_at >= RETRY:
             self.sound = True
 
     def close(self) -> None:
@@ -128,17 +174,39 @@ class Daybook:
             self._spool.close()
             self._spool = None
 
+    def _sync(self) -> None:
+        self.put_down()
+        if self._spool is None or not self._waiting:
+            return  # closed, or they wait for a commit now
+        self._syncing, self._waiting = self._waiting, []
+        self._spool.sync(self._synced)
+
+    def _synced(self, error: StorageFailed | None) -> None:
+        waiters, self._syncing = self._syncing, []
+        if error is not None:
+            self._waiting = waiters + self._waiting
+            self._failed(error)
+            return
+        for future, _ in waiters:
+            if not future.done():
+                future.set_result(None)
+        if self._waiting:
+            self._sync()
+
     def _failed(self, error: Exception) -> None:
         self.sound = False
+        self._foul = 2  # both parts may have a hole now, and are used again when they were emptied
         self._failed_at = self._clock.monotonic()
-        _log.warning("Answers wait for the disk now: %s", error)
-        self._hurry()
+        _log.warning("Answers wait for the database now: %s", error)
+        waiting, self._waiting = self._waiting, []
+        self._fall_back(waiting)
 
 
 def replay(tx: Transaction, records: list[bytes]) -> int:
-    """Book what a dead process had noted and may not have committed; how many rows that was.
+    """Book what a dead process had noted and may not have committed; how many ended so.
 
-    A second time changes nothing: a row that stands closed is as it was noted.
+    A second time changes nothing: a row that stands closed is as it was noted, and one that was
+    noted as open stands.
 
     Raises:
         StorageRefused: the notes belong to another database or another release.
@@ -148,15 +216,16 @@ def replay(tx: Transaction, records: list[bytes]) -> int:
     for record in records:
         for row in _rows(tx, record):
             found = tx.execute(_STATE, row[:1])
+            ended = row[_OPENING] != "open"
+            reserved = 0 if ended else row[_RESERVED]
             if not found:
                 tx.execute(WHOLE, row)
-                reserved = 0
-            elif found[0][0] == "open":
+            elif ended and found[0][0] == "open":
                 tx.execute(CLOSE, (*row[_OPENING:], row[0]))
-                reserved = found[0][1]
+                reserved = -found[0][1]
             else:
                 continue
-            booked += 1
+            booked += ended
             _, key_id, month, day, *_ = row
             _, settled, overrun, *_ = row[_OPENING:]
             for kind, period in ((MONTH, month), (DAY, day), (TOTAL, 0)):

@@ -15,11 +15,12 @@ was noted, without waiting. One that a dead process left open is settled at its 
 ``crash``, at the next start.
 
 Keys with a budget wait for the disk: for the reservation before the call, for the settlement before
-the last byte. Keys without one are booked the same and wait for neither: their settlement stands in
-the daybook, which outlives this process, before the answer leaves (``put_down``), and is committed
-some 20 ms later. So no answer leaves without its row, also under kill -9. What a kill may take
-without a trace is an attempt that has not ended and is younger than a commit; what a power cut may
-take is the last rows of keys without a budget.
+the last byte. Both stand in the daybook then, synced; they are committed some 20 ms later. Keys
+without one are booked the same and wait for neither: their settlement stands in the daybook, which
+outlives this process, before the answer leaves (``put_down``). So no answer leaves without its row,
+also under kill -9. What a kill may take without a trace is an attempt of a key without a budget
+that has not ended and is younger than a commit; what a power cut may take is the last rows of such
+keys.
 """
 
 from __future__ import annotations
@@ -224,6 +225,12 @@ class Ledger:
             if not writer.busy:
                 writer.schedule()
             return None
+        daybook = self._daybook
+        if daybook.sound:
+            if not writer.busy:
+                writer.schedule()
+            daybook.opened(batch.opening(hold))
+            return daybook.durable(spends=True)
         if not writer.hurried:
             writer.hurry()
         future = self._loop.create_future()
@@ -268,9 +275,9 @@ class Ledger:
         if not wait or writer.failing_since is not None:
             daybook.rows.append(row)
             return None
-        if daybook.sound and not hold.books.limited:
+        if daybook.sound:
             daybook.rows.append(row)
-            return None
+            return daybook.durable(spends=False) if hold.books.limited else None
         if not writer.hurried:
             writer.hurry()
         future = self._loop.create_future()

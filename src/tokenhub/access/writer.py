@@ -20,6 +20,7 @@ from tokenhub.core.errors import Unavailable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tokenhub.access.daybook import Waiter
     from tokenhub.core.clock import Clock
     from tokenhub.storage.database import Database, Transaction
     from tokenhub.storage.spool import Spool
@@ -64,7 +65,7 @@ class Writer:
         self._stopped = False
         self._delay = _RETRY_FIRST
         self.pending = Batch(self._epoch)
-        self.daybook = Daybook(spool, clock, epoch, began_ms, self.hurry)
+        self.daybook = Daybook(spool, clock, epoch, began_ms, self._take_over)
         self.failing_since: float | None = None
 
     def schedule(self) -> None:
@@ -107,6 +108,12 @@ class Writer:
         except Unavailable:
             return False
         return True
+
+    def _take_over(self, waiters: list[Waiter]) -> None:
+        pending = self.pending
+        for future, spends in waiters:
+            (pending.reserving if spends else pending.settling).append(future)
+        self.hurry()
 
     def _send(self) -> None:
         self._timer = None

@@ -162,6 +162,30 @@ class LedgerLife(RuleBasedStateMachine):
         self.open.append(Open(hold, nano, accounts))
 
     @rule(key_id=KEYS, nano=NANO)
+    def reserve_without_a_commit(self, key_id, nano):
+        """What a budget waits for is noted, and no batch follows."""
+        if self.room(key_id) == 1 << 62 or not 0 < nano <= self.room(key_id):
+            return
+        hold = self.ledger.spend(self.grants[key_id], "r", 1, PRICED, most(nano))
+        self.run(hold.__aenter__())
+        self.unsynced.clear()
+        accounts = self.running(key_id)
+        for sums in accounts:
+            sums.reserved += nano
+        self.open.append(Open(hold, nano, accounts))
+
+    @precondition(lambda self: self.open)
+    @rule(choice=CHOICE, amount=st.integers(0, 90))
+    def settle_without_a_commit(self, choice, amount):
+        if not self.open[choice % len(self.open)].hold.books.limited:
+            return
+        one = self.open.pop(choice % len(self.open))
+        settled, overrun = self.split(one, amount)
+        self.run(one.hold.settle(used(amount)))
+        self.unsynced.clear()
+        self.close(one, settled, overrun)
+
+    @rule(key_id=KEYS, nano=NANO)
     def cancelled_while_reserving(self, key_id, nano):
         async def cancelled():
             task = asyncio.ensure_future(
@@ -275,25 +299,28 @@ class LedgerLife(RuleBasedStateMachine):
         self.unsynced.clear()
 
     @rule(
+        key_id=KEYS,
         nanos=st.lists(NANO, min_size=1, max_size=6),
         amount=st.integers(0, 90),
         turns=st.integers(0, 63),
+        stay=st.integers(0, 63),
         twice=st.booleans(),
     )
-    def killed_in_a_crowd(self, nanos, amount, turns, twice):
+    def killed_in_a_crowd(self, key_id, nanos, amount, turns, stay, twice):
         """Batches are under way, and neither they nor what follows arrives."""
-        key_id = "none"
-        if self.room(key_id) < 1 << 62:
-            return
+        limited = self.room(key_id) < 1 << 62
 
         async def all_of_them():
             await self.ledger.flush()
             self.unsynced.clear()
             self.ledger._writer._write = lambda *_: None
-            began = []
+            began, waits = [], []
             for number, nano in enumerate(nanos):
                 hold = self.ledger.spend(self.grants[key_id], "r", 1, PRICED, most(nano))
-                assert hold.reserve() is None
+                try:
+                    waits.append(hold.reserve())
+                except PaymentRequired:
+                    continue
                 one = Open(hold, nano, self.running(key_id))
                 for sums in one.accounts:
                     sums.reserved += nano
@@ -301,11 +328,21 @@ class LedgerLife(RuleBasedStateMachine):
                 if turns >> number & 1:
                     self.ledger._writer.hurry()
                     await asyncio.sleep(0)
-            for one in began:
+            await all_done(waits)
+            waits.clear()
+            for number, one in enumerate(began):
+                if limited and one.nano and stay >> number & 1:
+                    self.open.append(one)
+                    continue
+                settled, overrun = self.split(one, amount)
                 one.hold.note(usage=used(amount))
-                assert one.hold.book() is None
-                self.close(one, amount, 0)
+                waits.append(one.hold.book())
+                self.close(one, settled, overrun)
             self.ledger.put_down()
+            await all_done(waits)
+
+        async def all_done(waits):
+            await asyncio.gather(*(future for future in waits if future is not None))
 
         self.run(all_of_them())
         self.crash(twice)
@@ -357,6 +394,7 @@ class LedgerLife(RuleBasedStateMachine):
         # Before the loop runs again: what it has not given to the system yet dies with it.
         self.ledger._writer._write = lambda *_: None
         self.ledger._daybook.rows.clear()
+        self.ledger._daybook._waiting.clear()
         self.spool.close()
         self.run(self.db.close())
         self.runner.close()

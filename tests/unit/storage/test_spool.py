@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+import zlib
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tokenhub.storage.database import StorageFailed, StorageRefused
 from tokenhub.storage.spool import FileSpool
 
 RECORDS = [b"one", b"two" * 500, b"\0" * 40]
+MARK = 16  # bytes before the first record
+HEAD = 12  # bytes before each
 
 
 @pytest.fixture
@@ -35,8 +44,8 @@ def files(path):
     return [path.with_name(f"hub.sqlite-spool-{number}") for number in (0, 1)]
 
 
-def sizes(path):
-    return [file.stat().st_size for file in files(path)]
+def content(file):
+    return file.read_bytes().rstrip(b"\0")
 
 
 def after_a_kill(path):
@@ -46,8 +55,15 @@ def after_a_kill(path):
             shutil.copy(file, folder)
         again = FileSpool(Path(folder) / path.name)
         found = again.read()
+        assert again.read() == found
         again.close()
     return found
+
+
+async def synced(spool):
+    done = asyncio.get_running_loop().create_future()
+    spool.sync(done.set_result)
+    return await done
 
 
 def test_what_was_noted_is_read_again(spool, path):
@@ -68,11 +84,69 @@ def test_a_note_outlives_kill_9(path):
 
 def test_a_note_is_one_write_and_no_sync(spool, monkeypatch):
     writes = []
-    monkeypatch.setattr(os, "write", lambda _, data: writes.append(data) or len(data))
-    monkeypatch.setattr(os, "fsync", None)
-    monkeypatch.setattr(os, "fdatasync", None)
+    monkeypatch.setattr(os, "pwrite", lambda _, data, at: writes.append(at) or len(data))
+    monkeypatch.setattr("tokenhub.storage.spool._sync", None)
     spool.append(b"x" * 100_000)
-    assert len(writes) == 1
+    assert writes == [MARK]
+
+
+async def test_a_sync_covers_what_was_noted_in_either_file(spool, path, monkeypatch):
+    """What ``fdatasync`` was given when it was called is what a power cut leaves."""
+    safe = {}
+    threads = set()
+
+    def sync(descriptor):
+        file = Path(f"/proc/self/fd/{descriptor}").readlink()
+        safe[file.name] = content(file)
+        threads.add(threading.current_thread().name)
+
+    monkeypatch.setattr("tokenhub.storage.spool._sync", sync)
+    assert await synced(spool) is None  # the room that was made
+    safe.clear()
+    assert await synced(spool) is None
+    assert safe == {}
+    spool.append(b"before the switch")
+    spool.switch()
+    spool.append(b"behind it")
+    assert await synced(spool) is None
+    assert safe == {file.name: content(file) for file in files(path)}
+    assert b"before the switch" in safe["hub.sqlite-spool-0"]
+    safe.clear()
+    spool.append(b"later")
+    assert await synced(spool) is None
+    assert list(safe) == ["hub.sqlite-spool-1"]
+    assert threads == {"spool-sync"}
+
+
+async def test_a_sync_that_fails_is_said(spool, monkeypatch):
+    def broken(_):
+        raise OSError(5, "Input/output error")
+
+    spool.append(b"one")
+    with monkeypatch.context() as patch:
+        patch.setattr("tokenhub.storage.spool._sync", broken)
+        error = await synced(spool)
+    assert isinstance(error, StorageFailed)
+    assert "Input/output error" in str(error)
+    spool.append(b"two")
+    assert await synced(spool) is None
+
+
+async def test_closing_waits_for_a_sync_under_way(path, monkeypatch):
+    began, ended = threading.Event(), []
+
+    def slow(descriptor):
+        began.set()
+        time.sleep(0.05)
+        ended.append(os.fstat(descriptor).st_size)  # fails on a descriptor that was closed
+
+    monkeypatch.setattr("tokenhub.storage.spool._sync", slow)
+    spool = FileSpool(path)
+    spool.append(b"one")
+    spool.sync(lambda _: None)
+    began.wait()
+    spool.close()
+    assert len(ended) == 2
 
 
 def test_the_files_take_turns(spool, path):
@@ -82,14 +156,62 @@ def test_the_files_take_turns(spool, path):
     assert sorted(after_a_kill(path)) == [b"new", b"old"]
     spool.drop()
     assert after_a_kill(path) == [b"new"]
-    assert sizes(path)[0] == 0
     spool.switch()
     spool.append(b"newer")
     spool.drop()
     assert after_a_kill(path) == [b"newer"]
-    assert sizes(path)[1] == 0
     spool.clear()
-    assert sizes(path) == [0, 0]
+    assert after_a_kill(path) == []
+
+
+def test_what_an_emptied_file_held_is_not_read_behind_what_it_holds_now(spool, path):
+    for _ in range(5):
+        for record in (b"a1", b"b2", b"c3"):
+            spool.append(record)
+        spool.switch()
+        spool.drop()
+        spool.append(b"now")
+        spool.switch()
+        assert after_a_kill(path) == [b"now"]
+        spool.drop()
+        spool.append(b"n1")  # as long as what stood there, so that what follows begins a record
+        assert after_a_kill(path) == [b"n1"]
+        spool.clear()
+
+
+@given(st.lists(st.one_of(st.binary(min_size=1, max_size=9), st.sampled_from(["switch", "drop"]))))
+def test_what_was_not_dropped_is_read_in_order(steps):
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tokenhub.storage.spool._ROOM", 64)  # so that they grow too
+        path = Path(folder) / "hub.sqlite"
+        spool = FileSpool(path)
+        old, new, switched = [], [], False
+        for step in steps:
+            if step == "switch" and not switched:
+                spool.switch()
+                old, new, switched = new, [], True
+            elif step == "drop" and switched:
+                spool.drop()
+                old, switched = [], False
+            elif isinstance(step, bytes):
+                spool.append(step)
+                new.append(step)
+        assert after_a_kill(path) in (old + new, new + old)
+        spool.close()
+        again = FileSpool(path)  # and what was read can be written on
+        again.append(b"more")
+        assert sorted(after_a_kill(path)) == sorted([*old, *new, b"more"])
+        again.close()
+
+
+def test_a_file_that_grew_gives_its_room_back(spool, path):
+    size = files(path)[0].stat().st_size
+    spool.append(b"x" * (17 << 20))
+    assert files(path)[0].stat().st_size > 17 << 20
+    spool.clear()
+    assert files(path)[0].stat().st_size == size
+    spool.append(b"y" * (2 << 20))
+    assert after_a_kill(path) == [b"y" * (2 << 20)]
 
 
 def test_a_file_that_is_still_needed_is_not_reused(spool):
@@ -101,16 +223,20 @@ def test_a_file_that_is_still_needed_is_not_reused(spool):
         spool.drop()
 
 
-@pytest.mark.parametrize("left", [1, 8, 47])
+@pytest.mark.parametrize("left", [1, 4, HEAD - 1, HEAD, HEAD + 39])
 def test_a_torn_tail_costs_only_itself(spool, path, caplog, left):
-    for record in RECORDS:
+    for record in RECORDS[:2]:
         spool.append(record)
-    os.truncate(files(path)[0], sizes(path)[0] - 48 + left)
+    whole = len(content(files(path)[0]))
+    spool.append(b"x" * 40)
+    os.truncate(files(path)[0], whole + left)
     assert after_a_kill(path) == RECORDS[:2]
-    assert f"its last {left} of" in caplog.text
+    # Less than the first word of a head may be what stood there before.
+    assert (f"from byte {whole} on is dropped" in caplog.text) == (left >= 4)
 
 
-def test_any_cut_and_any_changed_byte_leaves_what_stands_before(path):
+def test_any_cut_and_any_changed_byte_leaves_what_stands_before(path, monkeypatch):
+    monkeypatch.setattr("tokenhub.storage.spool._ROOM", 64)  # quicker to make
     spool = FileSpool(path)
     small = [b"a", b"bcd", b"ef"]
     for record in small:
@@ -118,59 +244,81 @@ def test_any_cut_and_any_changed_byte_leaves_what_stands_before(path):
     spool.switch()
     spool.append(b"other")
     file = files(path)[0]
-    whole = file.read_bytes()
-    ends = [9, 20, 30]
-    for at in range(len(whole)):
+    whole = content(file)
+    ends = [MARK + end for end in (13, 28, 42)]
+    assert len(whole) == ends[-1]
+    for at in range(MARK, len(whole)):
+        expected = [*small[: sum(end <= at for end in ends)], b"other"]
         file.write_bytes(whole[:at])
-        assert after_a_kill(path) == [*small[: sum(end <= at for end in ends)], b"other"]
+        assert after_a_kill(path) == expected
         for flip in (0x01, 0x80, 0xFF):
             file.write_bytes(whole[:at] + bytes([whole[at] ^ flip]) + whole[at + 1 :])
-            assert after_a_kill(path) == [*small[: sum(end <= at for end in ends)], b"other"]
+            assert after_a_kill(path) == expected
     spool.close()
 
 
-def test_a_stretch_of_zeros_is_no_record(path, caplog):
-    files(path)[0].write_bytes(b"\0" * 64)
+@pytest.mark.parametrize("at", [0, MARK - 1])
+def test_a_file_that_is_not_ours_is_refused_and_kept(path, at):
+    spool = FileSpool(path)
+    spool.append(b"money")
+    spool.close()
+    file = files(path)[0]
+    damaged = bytearray(file.read_bytes())
+    damaged[at] ^= 1
+    file.write_bytes(damaged)
+    with pytest.raises(StorageRefused, match="another release, or damaged"):
+        FileSpool(path)
+    assert file.read_bytes() == damaged
+
+
+def test_what_the_first_release_wrote_is_refused_and_kept(path):
+    old = struct.pack("<II", 5, zlib.crc32(b"money")) + b"money"
+    files(path)[1].write_bytes(old)
+    with pytest.raises(StorageRefused, match="another release"):
+        FileSpool(path)
+    assert files(path)[1].read_bytes() == old
+
+
+@pytest.mark.parametrize("size", [0, 5, 64, 1 << 20])
+def test_a_stretch_of_zeros_is_no_record(path, caplog, size):
+    files(path)[0].write_bytes(b"\0" * size)
     assert after_a_kill(path) == []
-    assert "64 of 64" in caplog.text
+    assert not caplog.text
+    spool = FileSpool(path)
+    spool.append(b"one")
+    assert after_a_kill(path) == [b"one"]
+    spool.close()
 
 
 def test_a_full_disk_is_said_and_what_stood_before_is_kept(spool, path, monkeypatch):
     spool.append(b"before")
-    write = os.write
+    write = os.pwrite
 
-    def half(descriptor, data):
-        return write(descriptor, data[: len(data) // 2])
+    def half(descriptor, data, at):
+        return write(descriptor, data[: len(data) // 2], at)
 
     def none(*_):
         raise OSError(28, "No space left on device")
 
     for broken in (half, none):
         with monkeypatch.context() as patch:
-            patch.setattr(os, "write", broken)
+            patch.setattr(os, "pwrite", broken)
             with pytest.raises(StorageFailed, match="No space left"):
-                spool.append(b"lost")
+                spool.append(b"lost, and longer than what follows")
         assert after_a_kill(path) == [b"before"]
-        assert spool.append(b"before") is None
-        assert after_a_kill(path) == [b"before"] * 2
+        spool.append(b"after")
+        assert after_a_kill(path) == [b"before", b"after"]
         spool.clear()
         spool.append(b"before")
 
 
-def test_after_half_a_record_nothing_is_written_that_could_not_be_read(spool, path, monkeypatch):
-    spool.append(b"before")
-    write = os.write
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "write", lambda fd, data: write(fd, data[:3]))
-        with pytest.raises(StorageFailed):
-            spool.append(b"lost")
-        patch.setattr(os, "write", write)
-        patch.setattr(os, "ftruncate", None)
-        with pytest.raises(TypeError):
-            spool.append(b"after")
-    assert after_a_kill(path) == [b"before"]
-    spool.append(b"after")
-    assert after_a_kill(path) == [b"before", b"after"]
+def test_a_full_disk_at_the_start_is_said(path, monkeypatch):
+    def none(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", none)
+    with pytest.raises(StorageRefused, match=r"spool-0 cannot be used: No space left"):
+        FileSpool(path)
 
 
 def test_the_files_are_private_and_go_when_empty(path):
