@@ -216,7 +216,8 @@ class Connection(asyncio.Protocol):
             # for a task that was cancelled a moment ago: it will not take them any more.
             self.close()
             return
-        fed, found = data, None
+        head = found = None
+        fed: bytes | memoryview = data
         if not self._wire:
             for frame in self._frames.known:
                 if (found := frame.match(data, 0, MAX_KNOWN)) is None:
@@ -231,11 +232,13 @@ class Connection(asyncio.Protocol):
                     waiter.set_result(Answer(200, data[:end], data[end:]))
                     self._free()
                     return
-                fed = short_head(found) + data[end:]
+                head, fed = short_head(found), memoryview(data)[end:]  # not copied
                 break
         assert self._parser is not None
         self._wire += len(data)
         try:
+            if head is not None:
+                self._parser.feed_data(head)
             self._parser.feed_data(fed)
         except (HttpParserError, HttpParserUpgrade) as error:
             if self._done:

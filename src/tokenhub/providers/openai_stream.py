@@ -129,7 +129,7 @@ class OpenAIRelay(StreamRelay):
         self.complete = done
         if len(before) + end - start + len(after) == len(block):
             return block
-        return b"".join((before, block[start:end], after))
+        return b"".join((before, memoryview(block)[start:end], after))
 
     def _row(self, body: bytes, chunks: Sequence[bytes]) -> tuple[int, int, int] | None:
         """The events of this stream's pattern; it is learnt anew when the words become others'."""

@@ -141,7 +141,7 @@ def parsed(monkeypatch):
 
     class Parser(connection_module.HttpResponseParser):
         def feed_data(self, data):
-            fed.append(data)
+            fed.append(bytes(data))
             super().feed_data(data)
 
     monkeypatch.setattr(connection_module, "HttpResponseParser", Parser)
@@ -175,7 +175,8 @@ class TestWhatIsKnown:
         drive(loop, Frames(), [([one], True) for one in answers])
         assert fed[0] == answers[0]
         short = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-        assert fed[1:] == [short + one.partition(b"\r\n\r\n")[2] for one in answers[1:]]
+        bodies = [one.partition(b"\r\n\r\n")[2] for one in answers[1:]]
+        assert fed[1:] == [short, bodies[0], short, bodies[1]]
 
     def test_several_frames_of_an_origin_are_known_side_by_side(self, loop, monkeypatch):
         fed = parsed(monkeypatch)
