@@ -174,7 +174,7 @@ async def _run_demo_provider(port: int) -> int:
 
 async def _demo_answer(demo: DemoProvider, request: Request) -> Response | None:
     status, headers, body, cut = await demo.answer(
-        request.method, request.target, request.headers, request.body
+        request.method, request.target, request.headers, bytes(request.body)
     )
     if isinstance(body, bytes) and not cut:
         rest = [pair for pair in headers if pair[0] != b"content-type"]

@@ -174,12 +174,16 @@ def measure_chat(chat: ChatRequest) -> Measure:
     tools = "tools" in members or "functions" in members
     body = chat.body
     text = len(body) + FIXED_TOKENS + (TOOL_TOKENS if tools else 0)
-    short = len(body) <= _SHORT and body.find(b'"type"') < 0
-    if short and (_BACKSLASH not in body or not _escaped(body)):
+    if (
+        len(body) <= _SHORT
+        and isinstance(body, bytes)
+        and body.find(b'"type"') < 0
+        and (_BACKSLASH not in body or not _escaped(body))
+    ):
         return Measure(text=text, tier=tier)
     if "input" not in members and (turns := chat.turns()) is not None and _is_text(turns):
         return Measure(text=text, hour=_names_hour(members), tier=tier)
-    return measure(body, tools=tools, tier=tier)
+    return measure(bytes(body), tools=tools, tier=tier)
 
 
 def _names_hour(members: dict[str, msgspec.Raw]) -> bool:

@@ -83,7 +83,7 @@ class ChatRequest:
     """A parsed ``/v1/chat/completions`` body.
 
     Attributes:
-        body: the bytes as received.
+        body: the bytes as received, perhaps as a view of more.
         members: top-level members, name → raw JSON value.
         model: the requested name, "" when absent.
         stream, include_usage: what the client asked for.
@@ -97,7 +97,7 @@ class ChatRequest:
 
     def __init__(  # what was read
         self,
-        body: bytes,
+        body: bytes | memoryview,
         members: dict[str, msgspec.Raw],
         turns: list[Turn] | None,
         model: str,
@@ -134,10 +134,12 @@ class ChatRequest:
 
     def spliced(self, changes: dict[str, msgspec.Raw]) -> bytes | Spliced:
         """The body with members replaced or added; all other values byte-exact."""
-        return splice(self.members, changes) if changes else self.body
+        if changes:
+            return splice(self.members, changes)
+        return Spliced(self.body) if isinstance(self.body, memoryview) else self.body
 
 
-def parse_chat(body: bytes) -> ChatRequest:
+def parse_chat(body: bytes | memoryview) -> ChatRequest:
     """Parse the body of a chat request.
 
     Raises:

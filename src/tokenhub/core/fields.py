@@ -18,7 +18,7 @@ _AT = r"(?s)^(.*) - at `\$\.(.*)`$"
 _MISSING = r"Object missing required field `(.*)`$"
 
 
-def decode_fields(body: bytes, kind: type[T]) -> T:
+def decode_fields(body: bytes | memoryview, kind: type[T]) -> T:
     """Decode ``body`` (a JSON object) as ``kind``, a Struct that forbids unknown fields.
 
     Raises:

@@ -83,7 +83,7 @@ class Spliced:
         return b"".join(self.parts)
 
 
-def parse_members(body: bytes) -> dict[str, msgspec.Raw]:
+def parse_members(body: bytes | memoryview) -> dict[str, msgspec.Raw]:
     """The top-level members of a JSON object, undecoded.
 
     Raises:
@@ -92,7 +92,7 @@ def parse_members(body: bytes) -> dict[str, msgspec.Raw]:
     return read_object(body)[0]
 
 
-def read_object(body: bytes) -> tuple[dict[str, msgspec.Raw], bytes]:
+def read_object(body: bytes | memoryview) -> tuple[dict[str, msgspec.Raw], bytes]:
     """The members of a JSON object, and a short object of them that has no messages.
 
     Raises:
@@ -105,7 +105,7 @@ def read_object(body: bytes) -> tuple[dict[str, msgspec.Raw], bytes]:
         spare = len(body) - len(around) - len(messages) + 4
         if spare:
             if spare != 2 * len(members) - 1:
-                body.decode("utf-8", "surrogatepass")
+                str(body, "utf-8", "surrogatepass")
                 _refuse_duplicates(body, members)
             elif not _roomless(spare, members) and not _is_spaced(body, around, messages):
                 _refuse_duplicates(body, members)
@@ -118,7 +118,9 @@ def read_object(body: bytes) -> tuple[dict[str, msgspec.Raw], bytes]:
     return members, around
 
 
-def split_messages(body: bytes) -> tuple[dict[str, msgspec.Raw], bytes, list[Turn]] | None:
+def split_messages(
+    body: bytes | memoryview,
+) -> tuple[dict[str, msgspec.Raw], bytes, list[Turn]] | None:
     """The same of a long chat request, and its messages by structure, all in one scan.
 
     None if it is unusual in any way, right or wrong: ``read_object`` then has the answer.
@@ -138,12 +140,14 @@ def split_messages(body: bytes) -> tuple[dict[str, msgspec.Raw], bytes, list[Tur
     return None
 
 
-def _around(body: bytes, start: int, end: int) -> tuple[dict[str, msgspec.Raw], bytes] | None:
+def _around(
+    body: bytes | memoryview, start: int, end: int
+) -> tuple[dict[str, msgspec.Raw], bytes] | None:
     """The members of ``body``, if it is a usual object whose messages stand at ``start:end``.
 
     The body is valid if it is with any value there, and what stands there is a value.
     """
-    rest = body[:start] + _PLACE + body[end:]
+    rest = b"".join((body[:start], _PLACE, body[end:]))
     if rest.find(_PLACE[1]) != rest.rfind(_PLACE[1]):
         return None
     try:
@@ -179,15 +183,16 @@ def splice(members: dict[str, msgspec.Raw], changes: dict[str, msgspec.Raw]) -> 
     return Spliced(head, memoryview(messages), tail)
 
 
-def _ends(body: bytes, start: int) -> Iterator[int]:
+def _ends(body: bytes | memoryview, start: int) -> Iterator[int]:
     """Where the messages may end, the likeliest first."""
     candidates = re.compile(_END).finditer(body, max(start, len(body) - _TAIL))
     for found in itertools.islice(candidates, _ENDS_TRIED):
         end = found.end()
-        if body.endswith(b"}}]", 0, end):  # of tools, which stand after the messages
-            tools = body.rfind(b'"tools":', max(start, end - _FAR), end)
-            if tools > 0:
-                yield body.rfind(b"]", start, tools) + 1
+        if body[end - 3 : end] == b"}}]":  # of tools, which stand after the messages
+            near = bytes(body[max(start, end - _FAR) : end])
+            before = near.rfind(b"]", 0, max(near.rfind(b'"tools":'), 0))
+            if before >= 0:
+                yield end - len(near) + before + 1
         yield end
 
 
@@ -200,7 +205,7 @@ def _roomless(spare: int, members: dict[str, msgspec.Raw]) -> bool:
     return (spare < 6 and "" not in members) or (spare < 10 and spare < min(map(len, members)) + 5)
 
 
-def _is_spaced(body: bytes, around: bytes, messages: msgspec.Raw) -> bool:
+def _is_spaced(body: bytes | memoryview, around: bytes, messages: msgspec.Raw) -> bool:
     """Whether a body is, byte for byte, its members once each as a common JSON writer puts them.
 
     That is with a space after each comma and colon. ``around`` is the same without the messages.
@@ -213,7 +218,7 @@ def _is_spaced(body: bytes, around: bytes, messages: msgspec.Raw) -> bool:
     return spaced.replace(_NO_MESSAGES_SPACED, b'"messages": %b' % messages, 1) == body
 
 
-def _refuse_duplicates(body: bytes, members: dict[str, msgspec.Raw]) -> None:
+def _refuse_duplicates(body: bytes | memoryview, members: dict[str, msgspec.Raw]) -> None:
     # A duplicate member would let us and the provider read different requests.
     names = list(_pairs.decode(body))
     if len(names) == len(members):

@@ -52,7 +52,7 @@ class ClientRequest(Protocol):
 
     id: str
     client_id: str
-    body: bytes
+    body: bytes | memoryview
     at_ms: int
     peer: str
     headers: dict[bytes, bytes]

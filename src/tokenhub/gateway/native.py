@@ -61,7 +61,7 @@ class Envelope(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     capabilities: dict[str, Any] = {}
 
 
-def native_intent(body: bytes, grant: Grant) -> tuple[ChatRequest, Intent]:
+def native_intent(body: bytes | memoryview, grant: Grant) -> tuple[ChatRequest, Intent]:
     """Read the body of ``/v1/chat``: what to ask in OpenAI's dialect, and the policy.
 
     Raises:

@@ -107,7 +107,7 @@ class Pipeline:
         request: ClientRequest,
         grant: Grant,
         endpoint: str = CHAT,
-        read: Callable[[bytes, Grant], tuple[ChatRequest, Intent]] | None = None,
+        read: Callable[[bytes | memoryview, Grant], tuple[ChatRequest, Intent]] | None = None,
     ) -> Answer | None:
         """Answer a request in OpenAI's dialect: whole, or None when the answer was streamed.
 

@@ -56,7 +56,7 @@ class Transcribed:
             return answer
         finally:
             said = b"".join(heard.said)
-            self._transcripts.keep(request.id, request.at_ms, request.body, said)
+            self._transcripts.keep(request.id, request.at_ms, bytes(request.body), said)
 
 
 class _Heard:

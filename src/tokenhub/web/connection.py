@@ -15,6 +15,7 @@ import math
 import re
 from typing import TYPE_CHECKING, cast
 
+from tokenhub.core.members import LONG
 from tokenhub.web.body import ChunkedBody, SizedBody, framing, too_large
 from tokenhub.web.head import (
     MAX_KNOWN,
@@ -267,8 +268,10 @@ class Connection(asyncio.Protocol):
                 raise too_large(limit)
             end = start + length
             if len(buffer) >= end:
-                # The usual case: the whole body in the same read.
-                request.body = buffer[start:end]
+                # The usual case: the whole body in the same read. A copy of a long one would cost
+                # its time, and push more out of the processor's caches.
+                long = length >= LONG
+                request.body = memoryview(buffer)[start:end] if long else buffer[start:end]
                 self._buffer = buffer[end:]
                 self._begin(request)
                 return

@@ -77,7 +77,8 @@ class Request:
         head: what was understood of its head; an equal one may share it, so nobody changes it.
         headers: lower-case name to value; repeated ones joined by ``, ``.
         client_id: the client's own X-Request-Id when it is well formed, else "".
-        body: decoded from its framing; empty while the body limit is asked.
+        body: decoded from its framing, a long one perhaps as a view; empty while the body limit is
+            asked.
         peer: the address of the other end, without port.
         id: made here, unique.
         at_ms: wall time at which it was whole, or its head while the body limit is asked.
@@ -103,7 +104,7 @@ class Request:
         self.head = head
         self.headers = headers
         self.client_id = head.client_id
-        self.body = b""
+        self.body: bytes | memoryview = b""
         self.peer = peer
         self.id = request_id
         self.at_ms = at_ms

@@ -15,6 +15,7 @@ from tokenhub.core.bounds import measure_chat
 from tokenhub.core.chat import ChatRequest, parse_chat
 from tokenhub.core.errors import InvalidRequest
 from tokenhub.core.members import LONG, Spliced, parse_members, read_object, split_messages
+from tokenhub.gateway.features import features_of
 
 WORDS = "word " * (LONG // 4)
 TRAPS = ['], "n": 1}', '"messages": [', "]", "\x7f", '\\"', "}]}", '"tools"', "é😀", "\n\x00", ""]
@@ -264,6 +265,44 @@ def test_a_long_body_has_one_size_whichever_way_it_is_read(turns, style):
     body = written([("model", "m"), ("messages", messages), ("tools", TOOLS)], style)
     whole = ChatRequest(body, read_object(body)[0], None, "m", None, 1, False, False)
     assert measure_chat(parse_chat(body)) == measure_chat(whole)
+
+
+def outcome(body):
+    """All that a request's body is read as, or why it is refused."""
+    try:
+        chat = parse_chat(body)
+    except InvalidRequest as error:
+        return str(error)
+    members = {name: bytes(raw) for name, raw in chat.members.items()}
+    changed = chat.spliced({"model": msgspec.Raw(b'"other"')})
+    sent = bytes(chat.spliced({})), bytes(changed)
+    return members, chat.model, chat.choices, measure_chat(chat), features_of(chat), sent
+
+
+@given(
+    st.lists(st.tuples(NAMES, VALUES), max_size=6),
+    TURNS,
+    st.sampled_from(["compact", "spaced", "odd"]),
+    st.sampled_from([b"", b"}", b'"', b"[]", b"\xff"]),
+)
+def test_a_view_of_what_was_read_is_taken_as_a_body_of_its_own(pairs, turns, style, end):
+    messages = [{"role": "user", "content": WORDS}, *turns]
+    body = written([*pairs, ("messages", messages), ("tools", TOOLS)], style) + end
+    read = b'POST {"a":' + body + b'],"n":2}'
+    assert outcome(memoryview(read)[10 : 10 + len(body)]) == outcome(body)
+
+
+def test_the_end_of_a_view_of_long_messages_is_found():
+    pairs = [("model", "m"), ("messages", [{"content": WORDS}]), ("tools", TOOLS * 100), ("n", 1)]
+    body = written(pairs, "spaced")
+    found = split_messages(memoryview(body + b"]}")[: len(body)])
+    assert found is not None
+    assert json.loads(bytes(found[0]["messages"])) == pairs[1][1]
+
+
+def test_a_view_that_is_not_changed_is_sent_uncopied():
+    body = memoryview(written([("messages", [{"content": WORDS}])], "compact"))
+    assert parse_chat(body).spliced({}).parts[0] is body
 
 
 def test_a_name_may_be_any_text():

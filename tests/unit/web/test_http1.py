@@ -11,6 +11,7 @@ import struct
 import pytest
 
 from tokenhub.core.errors import NotFound
+from tokenhub.core.members import LONG
 from tokenhub.web import connection
 from tokenhub.web.http import ClientStream, Request, Response
 
@@ -115,6 +116,22 @@ class TestRequests:
         client.send(post(body) + get(b"/next"))
         assert (await client.answer()).body == b"POST / " + body
         assert (await client.answer()).body == b"GET /next "
+
+    @pytest.mark.parametrize("size", [LONG - 1, LONG, 60_000])
+    async def test_a_long_body_is_no_more_than_its_own_bytes(self, http, size):
+        bodies = []
+
+        async def handler(request):
+            bodies.append(request.body)
+            return Response(200, bytes(request.body))
+
+        await http.serve(handler)
+        client = await http.connect()
+        sent = [b"ab" * size, b"c" * size, b"d"]
+        for body in sent:
+            client.send(post(body[:size], b"/" + body[:1]))
+        assert [(await client.answer()).body for _ in sent] == [body[:size] for body in sent]
+        assert [bytes(body) for body in bodies] == [body[:size] for body in sent]
 
     async def test_an_equal_head_with_another_length_is_known_again(self, http, echo, monkeypatch):
         await http.serve(echo)

@@ -91,7 +91,7 @@ class PriceAdmin:
         """
         query = query_of(request, "dry_run", "overwrite")
         overwrite, dry_run = _flag(query, "overwrite"), _flag(query, "dry_run")
-        listed = read_prices(request.body)
+        listed = read_prices(bytes(request.body))
         plan = plan_import(self._catalog.current, listed, overwrite=overwrite)
         if plan.edits and not dry_run:
             audit = self._audit.entry(request, "prices.import", f"{len(plan.edits)} models")
