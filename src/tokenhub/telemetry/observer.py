@@ -107,11 +107,6 @@ class Observer:
                 resolution, now - reach(resolution), until
             ):
                 self.stats.load(at, label, cell, resolution, now)
-        # The running minute stands in no row of a minute yet.
-        async for at, label, cell in self.series.stored(
-            SECOND, now - now % MINUTE, now - now % SECOND
-        ):
-            self.stats.load(at, label, cell, MINUTE, now)
         self.stats.expire(now)
         self.series.known(self.stats.labels())
 
@@ -222,7 +217,7 @@ class Observer:
         """The figures of all windows."""
         await self._opened.wait()
         self.fold()
-        return await self.stats.report(self._clock.now_ms(), self.series.running(), key_name)
+        return await self.stats.report(self._clock.now_ms(), self.series.unfinished, key_name)
 
     async def query(self, asked: Question) -> dict[str, Any]:
         """A time series; see ``query.answer``."""

@@ -119,7 +119,8 @@ class Series:
 
     Args:
         db: where rows go.
-        closed: is told each closed second: when it began, and its cells by label.
+        closed: is told each second and minute that is over, once ``open`` is through: its
+            resolution, when it began, and its cells by label, which change no more.
         retention_days: how long hours are kept where nothing else was set.
 
     Attributes:
@@ -132,12 +133,13 @@ class Series:
     def __init__(
         self,
         db: Database,
-        closed: Callable[[int, Mapping[Label, Cell]], None],
+        closed: Callable[[int, int, Mapping[Label, Cell]], None],
         *,
         retention_days: int = RETENTION_DAYS,
     ) -> None:
         self._db = db
         self._closed = closed
+        self._opened = False
         self.retention_days = retention_days
         self.second = 0
         self._active: list[Line] = []
@@ -162,6 +164,12 @@ class Series:
 
     async def open(self, now_ms: int) -> None:
         """Go on where the last life ended: roll up what it left, resume the running spans."""
+        try:
+            await self._resume(now_ms)
+        finally:
+            self._opened = True
+
+    async def _resume(self, now_ms: int) -> None:
         for number, kind, name, provider in await self._db.read(_LABELS):
             self._ids[Label(kind, name, provider)] = number
             self._next_id = number + 1
@@ -186,7 +194,8 @@ class Series:
 
     def known(self, labels: Iterable[Label]) -> None:
         """The labels in use; others give way when there are too many to tell apart."""
-        self._live = set(labels).union(*(line.labels for line in self._active))
+        active = [line.labels for line in self._active]
+        self._live = set(labels).union(self._rolling[MINUTE], *active)
         self._counts = dict.fromkeys(MOST, 0)
         for label in self._live:
             self._counts[label.kind] += 1
@@ -229,6 +238,11 @@ class Series:
                     merge_into(cells, label, line.cell)
         return cells
 
+    def unfinished(self, resolution: int) -> tuple[Cells, ...]:
+        """The cells that no closed second, or minute, holds yet; to be read at once."""
+        running = self.running()
+        return (running,) if resolution == SECOND else (self._rolling[MINUTE], running)
+
     def advance(self, now_ms: int) -> None:
         """Close the spans that are over. To be called before requests of ``now_ms`` are added."""
         second = now_ms - now_ms % SECOND
@@ -244,7 +258,7 @@ class Series:
         if cells:
             self._emit(SECOND, self.second, cells)
             self._roll(self.second, cells, MINUTE)
-            self._closed(self.second, cells)
+            self._closed(SECOND, self.second, cells)
 
     def _end(self) -> Cells:
         cells = self.running()
@@ -276,6 +290,8 @@ class Series:
             self._emit(resolution, began, cells)
             if resolution == MINUTE:
                 self._roll(began, cells, HOUR, DAY)
+                if self._opened:
+                    self._closed(MINUTE, began, cells)
 
     def _emit(self, resolution: int, at: int, cells: Cells) -> None:
         self.changes[resolution] += 1

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tokenhub.telemetry.cell import KEY, MODE, PAIR, Cell, Cells, merge_into
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from tokenhub.telemetry.cell import Label
 
 SHARES = (0.5, 0.95, 0.99)
-MINUTE_MS = 60_000
+SECOND_MS, MINUTE_MS = 1_000, 60_000
 # Cells or groups before others get their turn on the loop: about 0.2 ms. A chat takes several
 # turns and waits for a slice at each of them.
 _SLICE = 4
@@ -50,8 +50,12 @@ def reach(resolution: int) -> int:
 
 
 def _takes(span: Span, resolution: int) -> bool:
+    return _resolution(span) == resolution
+
+
+def _resolution(span: Span) -> int:
     # Windows whose slots hold whole minutes take minutes, the others seconds.
-    return (span.slot >= MINUTE_MS) == (resolution >= MINUTE_MS)
+    return MINUTE_MS if span.slot >= MINUTE_MS else SECOND_MS
 
 
 class Window:
@@ -101,19 +105,24 @@ class Window:
 class Stats:
     """All windows.
 
-    A closed second waits until each window has taken it in: all at once would keep everybody else
-    from the loop for milliseconds. Whoever asks finds all of it taken in.
+    Those whose slots hold whole minutes take minutes, the others seconds: a second with 200 labels
+    is 200 cells to merge for each window that takes it. What is closed waits until each window has
+    taken it in: all at once would keep everybody else from the loop for milliseconds. Whoever asks
+    finds all of it taken in.
     """
 
     def __init__(self) -> None:
         self._windows = tuple(Window(span) for span in SPANS)
         self._late: deque[tuple[Window, int, Mapping[Label, Cell]]] = deque()
+        self._readers = 0  # totals that somebody is adding up stay as they are
 
-    def add(self, at_ms: int, cells: Mapping[Label, Cell]) -> None:
-        """Take the closed second that began at ``at_ms``, for ``catch_up`` to count."""
-        self._catch_up()  # with the second before it, should nobody have had the time
+    def add(self, resolution: int, at_ms: int, cells: Mapping[Label, Cell]) -> None:
+        """Take the second or minute that began at ``at_ms`` and is over, for ``catch_up``."""
+        while len(self._late) >= len(self._windows):  # should nobody have had the time
+            self._step()
         for window in self._windows:
-            self._late.append((window, at_ms, cells))
+            if _takes(window.span, resolution):
+                self._late.append((window, at_ms, cells))
 
     @property
     def late(self) -> bool:
@@ -121,7 +130,11 @@ class Stats:
         return bool(self._late)
 
     def catch_up(self) -> None:
-        """Let one window take in one second, and let go of what is over by then."""
+        """Let one window take in what one span came to, and let go of what is over by then."""
+        if not self._readers:
+            self._step()
+
+    def _step(self) -> None:
         window, at_ms, cells = self._late.popleft()
         window.expire(at_ms)
         window.add(at_ms, cells)
@@ -134,7 +147,11 @@ class Stats:
                 window.add(at_ms, {label: cell})
 
     def expire(self, now_ms: int) -> None:
-        """Let go of what is over."""
+        """Let go of what is over; unless somebody reads, who has done so."""
+        if not self._readers:
+            self._expire(now_ms)
+
+    def _expire(self, now_ms: int) -> None:
         self._catch_up()
         for window in self._windows:
             window.expire(now_ms)
@@ -146,23 +163,39 @@ class Stats:
 
     def _catch_up(self) -> None:
         while self._late:
-            self.catch_up()
+            self._step()
 
-    async def report(self, now_ms: int, running: Cells, key_name: Callable[[str], str]) -> Report:
+    async def report(
+        self,
+        now_ms: int,
+        unfinished: Callable[[int], Sequence[Cells]],
+        key_name: Callable[[str], str],
+    ) -> Report:
         """All figures; others get their turn on the loop in between.
 
         Args:
             now_ms: wall time.
-            running: cells of the second that is not over.
+            unfinished: gives the cells that no closed second, or minute, of a resolution holds.
             key_name: an API key's name by its id; where it has none the id is shown.
         """
-        self.expire(now_ms)
+        self._expire(now_ms)
+        self._readers += 1
+        try:
+            return await self._report(unfinished, key_name)
+        finally:
+            self._readers -= 1
+
+    async def _report(
+        self, unfinished: Callable[[int], Sequence[Cells]], key_name: Callable[[str], str]
+    ) -> Report:
         report: Report = {"global": [], "by_model": {}, "by_provider": {}, "by_api_key": {}}
         report["by_mode"] = {}
         done = 0
         for window in self._windows:
             name = window.span.name
-            groups = await _grouped(window.totals, running, key_name)
+            self._catch_up()
+            sources = window.totals, *unfinished(_resolution(window.span))
+            groups = await _grouped(sources, key_name)
             for dimension, members in groups.items():
                 if members and dimension != "global":
                     report[dimension][name] = []
@@ -184,7 +217,7 @@ Report = dict[str, Any]
 Groups = dict[str, dict[str, tuple[dict[str, str], Cell]]]
 
 
-async def _grouped(totals: Cells, running: Cells, key_name: Callable[[str], str]) -> Groups:
+async def _grouped(sources: Sequence[Cells], key_name: Callable[[str], str]) -> Groups:
     groups: Groups = {
         "global": {}, "by_model": {}, "by_provider": {}, "by_api_key": {}, "by_mode": {},
     }  # fmt: skip
@@ -195,7 +228,7 @@ async def _grouped(totals: Cells, running: Cells, key_name: Callable[[str], str]
             group[name] = (shown, Cell())
         group[name][1].merge(cell)
 
-    for source in (totals, running):
+    for source in sources:
         for done, (label, cell) in enumerate(sorted(source.items()), 1):
             if done % _SLICE == 0:
                 await asyncio.sleep(0)

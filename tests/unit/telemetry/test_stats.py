@@ -271,12 +271,69 @@ async def test_a_closed_second_is_taken_in_step_by_step(start, clock):
     timer.fire()
     done = [bool(window.totals) for window in observer.stats._windows]
     assert not any(done)
-    for number in range(4):
+    for number in range(2):
         timer.fire()
         done = [bool(window.totals) for window in observer.stats._windows]
         assert sum(done) == number + 1
     timer.fire()
     assert not observer.stats.late
+    clock.ms += MINUTE
+    observer.observe(entry(clock.ms), 0.0)
+    timer.fire()
+    for number in range(2):
+        timer.fire()
+        done = [bool(window.totals) for window in observer.stats._windows]
+        assert sum(done) == number + 3
+
+
+async def test_every_window_holds_every_request_once_whatever_ends_meanwhile(start, clock):
+    observer = await start()
+    clock.ms += MINUTE - clock.ms % MINUTE - 2_500
+    for count in range(1, 9):
+        observer.observe(entry(clock.ms, 1.0), 0.0)
+        if count % 2:  # half of the ends are found by who asks, half by the timer
+            observer._call_later.fire()
+        rows = (await windows(observer)).values()
+        assert [row["request_count"] for row in rows] == [count] * 4
+        clock.ms += 700
+    observer.fold()
+    observer.close()
+    again = await start()
+    assert [row["request_count"] for row in (await windows(again)).values()] == [8] * 4
+    again.close()
+    clock.ms += MINUTE
+    later = await windows(await start())
+    assert [later[name]["request_count"] for name in ("5m", "1h", "24h")] == [8] * 3
+
+
+async def test_what_ends_while_somebody_reads_is_in_no_sum_twice(start, clock):
+    observer = await start()
+    for turns in range(0, 200, 20):
+        for number in range(50):
+            observer.observe(entry(clock.ms, 1.0, model_id=f"m{number}"), 0.0)
+        clock.ms += SECOND
+        observer.fold()
+        reading = asyncio.ensure_future(observer.report(names))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        clock.ms += MINUTE
+        for _ in range(6):
+            observer._call_later.fire()
+        day = (await reading)["global"][-1]
+        assert (day["window"], day["request_count"]) == ("24h", 50 * (1 + turns // 20))
+    for _ in range(5):
+        observer._call_later.fire()
+    assert not observer.stats.late
+
+
+async def test_names_of_the_running_minute_keep_their_place(start, clock):
+    observer = await start()
+    for number in range(MOST["key"]):
+        observer.observe(entry(clock.ms, key_id=f"k{number}"), 0.0)
+    clock.ms += SECOND
+    await observer.prune()
+    observer.observe(entry(clock.ms, key_id="late"), 0.0)
+    assert not await windows(observer, "by_api_key", api_key_id="late")
 
 
 async def test_who_asks_in_between_finds_the_closed_second_whole(start, clock):
