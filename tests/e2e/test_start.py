@@ -78,7 +78,7 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_stops_the_start_wherever_it_is(small_disk, tmp_path):
     hub, codes = Hub(tmp_path), set()
-    for room in range(0, 721, 40):  # KiB; the database takes most of it, the token files the rest
+    for room in range(0, 1041, 40):  # KiB, of which the database takes most
         data, filler = small_disk / f"data-{room}", small_disk / "filler"
         left = shutil.disk_usage(small_disk).free - room * 1024
         filler.write_bytes(bytes(left))

@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 _MARK = b"TokenHub spool 2"
 _HEAD = Struct("<III")  # generation, the record's length, its CRC-32 begun with the generation
-_ROOM = 256 * 1024  # bytes that a file has from the start
+_ROOM = 128 * 1024  # bytes that a file has from the start: more than 20 ms bring
 _MOST = 16 * 1024 * 1024  # bytes that an emptied file may keep
 _MAX_GENERATION = 0xFFFFFFFF
 
@@ -286,5 +286,5 @@ class _Syncer(threading.Thread):
 def _failed(error: OSError) -> StorageFailed:
     return StorageFailed(
         f"The spool beside the database cannot be written: {error.strerror}.",
-        hint="See the server's log and `df`.",
+        hint="Check the disk with `df`; the server's log says more.",
     )

@@ -261,4 +261,4 @@ def translated(error: Exception) -> Exception:
     message = _FAILURES.get(type(error)) if isinstance(error, apsw.Error) else None
     if message is None:
         return error
-    return StorageFailed(message, hint="See the server's log and `df`.")
+    return StorageFailed(message, hint="Check the disk with `df`; the server's log says more.")
