@@ -19,10 +19,10 @@ from tokenhub.providers.anthropic_request import (
 from tokenhub.providers.anthropic_stream import AnthropicRelay
 from tokenhub.providers.failures import classify
 from tokenhub.providers.openai_writer import Spoken, completion
-from tokenhub.providers.upstream import Heading, UpstreamRequest
+from tokenhub.providers.upstream import BEARER, Heading, UpstreamRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from tokenhub.core.catalog import Provider
     from tokenhub.core.chat import ChatRequest
@@ -59,7 +59,7 @@ class AnthropicAdapter:
         )
         provider = target.provider
         heading = _heading(provider.base_url, _version(provider), chat.stream)
-        return UpstreamRequest(heading, body, authentication(provider, credential))
+        return UpstreamRequest(heading, body, (), credential)
 
     def notes(self, chat: ChatRequest, target: Target) -> list[tuple[bytes, bytes]]:
         """The members that have no place in a Messages request."""
@@ -119,6 +119,7 @@ def _heading(base_url: str, version: str, stream: bool) -> Heading:  # noqa: FBT
             (b"user-agent", USER_AGENT),
             _version_header(version),
         ],
+        _credential_line(version),
     )
 
 
@@ -127,13 +128,13 @@ def versioned(provider: Provider) -> tuple[bytes, bytes]:
     return _version_header(_version(provider))
 
 
-def authentication(provider: Provider, credential: bytes | None) -> Sequence[tuple[bytes, bytes]]:
-    """The key, in the form that the API's version wants it."""
-    if credential is None:
-        return ()
-    if _version(provider) >= WITHOUT_SAMPLING:
-        return ((b"authorization", b"Bearer " + credential),)
-    return ((b"x-api-key", credential),)
+def credential_line(provider: Provider) -> bytes:
+    """How the line of the key begins, as the API's version wants it."""
+    return _credential_line(_version(provider))
+
+
+def _credential_line(version: str) -> bytes:
+    return BEARER if version >= WITHOUT_SAMPLING else b"x-api-key: "
 
 
 def _version_header(version: str) -> tuple[bytes, bytes]:

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Protocol
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from tokenhub.core.errors import FailureClass, TransportError
-from tokenhub.core.members import Spliced
 from tokenhub.providers.frames import MAX_KNOWN, Frames, short_head
 from tokenhub.providers.stream import StreamAnswer
 from tokenhub.providers.upstream import MAX_STREAM_BODY, MAX_WHOLE_BODY, Answer
@@ -44,8 +43,6 @@ STALE_SECONDS = 1.0
 _MAX_OVERHEAD = 8
 _SLACK = 2 * MAX_HEAD
 _WELL_INSIDE = 64 * 1024  # bytes on the wire, of any limit on them
-# Bodies below this are sent in one write with the head; copying a larger one costs more.
-_JOIN_BELOW = 64 * 1024
 _NO_HEADERS: dict[bytes, bytes] = {}
 
 
@@ -74,12 +71,21 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_active", "_body", "_closed", "_deadline", "_done", "_extra", "_fault", "_frames", "_head",
-        "_head_done", "_headers", "_idle", "_keep_alive", "_loop", "_outbox", "_owner", "_parser",
+        "_head_done", "_headers", "_keep_alive", "_limits", "_loop", "_outbox", "_owner", "_parser",
         "_parts", "_reading", "_repeated", "_size", "_sized", "_started", "_status", "_stream",
-        "_streaming", "_total", "_transport", "_waiter", "_wire", "idle_until", "on_body", "uses",
+        "_streaming", "_transport", "_waiter", "_wire", "idle_until", "on_body", "uses",
     )  # fmt: skip
 
     _transport: asyncio.Transport
+    _limits: Timeouts  # of the request under way, which began at ``_started``
+    _started: float
+    _active: bool
+    _head_done: bool
+    _done: bool
+    _keep_alive: bool
+    _size: int
+    _wire: int
+    _deadline: float
 
     def __init__(
         self,
@@ -96,7 +102,8 @@ class Connection(asyncio.Protocol):
         self._reading = True
         self._waiter: asyncio.Future[Answer] | None = None
         self._stream: StreamAnswer | None = None
-        self._done = self._extra = False
+        self._extra = False
+        self._begin_anew()
         self._fault = ""  # once there is one, the connection does not serve again
         self._body: bytearray | None = None
         self._headers = _NO_HEADERS
@@ -121,28 +128,27 @@ class Connection(asyncio.Protocol):
 
     def exchange(
         self,
-        head: bytes,
-        body: bytes | Spliced,
+        request: bytes | Sequence[bytes | memoryview],
         timeouts: Timeouts,
         stream: bool,  # noqa: FBT001  # named, it costs as much as the call
     ) -> asyncio.Future[Answer]:
-        """Send a request; the future gets the answer. The connection must be free and usable."""
-        now = self._loop.time()
-        self._started = now
-        self._deadline = now + timeouts.first_byte
-        self._idle = timeouts.idle
-        self._total = math.inf if timeouts.total is None else now + timeouts.total
+        """Send a request; the future gets the answer. The connection must be free and usable.
+
+        Args:
+            request: as it goes out; a long one in parts, which are sent uncopied.
+            timeouts: its limits.
+            stream: give the answer away as soon as its headers are there.
+        """
+        loop = self._loop
+        self._started = loop.time()
+        self._limits = timeouts
         self._streaming = stream
-        self._active = self._head_done = self._done = self._keep_alive = False
-        self._size = self._wire = 0
         self.uses += 1
-        self._waiter = waiter = self._loop.create_future()
-        if isinstance(body, Spliced):
-            self._transport.writelines((head, *body.parts))
-        elif len(body) < _JOIN_BELOW:
-            self._outbox.write(self._transport, head + body)
+        self._waiter = waiter = loop.create_future()
+        if isinstance(request, bytes):
+            self._outbox.write(self._transport, request)
         else:
-            self._transport.writelines((head, body))
+            self._transport.writelines(request)
         return waiter
 
     def withdraw(self, waiter: asyncio.Future[Answer]) -> None:
@@ -159,15 +165,18 @@ class Connection(asyncio.Protocol):
         if self._waiter is None and self._stream is None:
             if now >= self.idle_until:
                 self.close()
-        elif now >= self._total:
+            return
+        limits = self._limits
+        deadline = self._deadline or self._started + limits.first_byte
+        if limits.total is not None and now >= self._started + limits.total:
             self._expire("the answer took longer than the limit for the whole request")
         elif self._stream is not None and self._stream.paused:
-            self._deadline = max(self._deadline, now + self._idle)
+            self._deadline = max(deadline, now + limits.idle)
         elif self._active:
             # Set by whatever read brought, cleared here: no look at the clock for each read.
             self._active = False
-            self._deadline = now + self._idle
-        elif now >= self._deadline:
+            self._deadline = now + limits.idle
+        elif now >= deadline:
             what = "fell silent in mid-answer" if self._size else "sent no first byte in time"
             self._expire(f"the provider {what}")
 
@@ -228,9 +237,11 @@ class Connection(asyncio.Protocol):
                     # Most answers: nothing is left to parse, and the parser need not know of it.
                     assert waiter is not None
                     self._waiter = None
-                    self._keep_alive = True
-                    waiter.set_result(Answer(200, data[:end], data[end:]))
-                    self._free()
+                    waiter.set_result(Answer(200, data, data[end:]))
+                    if self._transport.get_write_buffer_size():  # see ``_free``
+                        self.close()
+                    else:
+                        self._owner.released(self)
                     return
                 head, fed = short_head(found), memoryview(data)[end:]  # not copied
                 break
@@ -346,6 +357,12 @@ class Connection(asyncio.Protocol):
             # and says False.
             self._keep_alive = self._parser.should_keep_alive()
 
+    def _begin_anew(self) -> None:
+        """Forget what was read. An answer that the parser was not asked about leaves nothing."""
+        self._active = self._head_done = self._done = self._keep_alive = False
+        self._size = self._wire = 0
+        self._deadline = 0.0  # that of silence, on the loop's clock; 0 = the one for the first byte
+
     def _stop(self, fault: str) -> None:
         self._fault = fault
         raise _Stop
@@ -419,6 +436,7 @@ class Connection(asyncio.Protocol):
         # A provider that answers before it has read the request leaves bytes in our buffer.
         sound = self._keep_alive and not self._extra and not self._transport.is_closing()
         if sound and not self._transport.get_write_buffer_size():
+            self._begin_anew()
             self._owner.released(self)
         else:
             self.close()

@@ -10,11 +10,9 @@ from tokenhub.core.errors import TransportError, UpstreamFailed
 from tokenhub.providers.adapter import USER_AGENT, base_path
 from tokenhub.providers.catalog_fields import is_model_id
 from tokenhub.providers.egress import parse_base_url
-from tokenhub.providers.upstream import Heading, Timeouts, UpstreamRequest
+from tokenhub.providers.upstream import BEARER, Heading, Timeouts, UpstreamRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from tokenhub.core.catalog import Provider
     from tokenhub.providers.upstream import Upstream
 
@@ -89,21 +87,19 @@ async def alive(upstream: Upstream, provider: Provider) -> str | None:
 
 def _request(provider: Provider, credential: bytes | None) -> UpstreamRequest:
     headers = [(b"accept", b"application/json"), (b"user-agent", USER_AGENT)]
-    more: Sequence[tuple[bytes, bytes]] = ()
+    line = BEARER
     path = base_path(provider.base_url) + b"/v1/models"
     if provider.type == "anthropic":
         from tokenhub.providers.anthropic import (  # noqa: PLC0415  # as its adapter
-            authentication,
+            credential_line,
             versioned,
         )
 
         headers.append(versioned(provider))
-        more = authentication(provider, credential)
+        line = credential_line(provider)
         # Its lists come in pages; this is the largest.
         path += b"?limit=1000"
-    elif credential is not None:
-        more = ((b"authorization", b"Bearer " + credential),)
-    return UpstreamRequest(Heading(b"GET", path, headers), more=more)
+    return UpstreamRequest(Heading(b"GET", path, headers, line), credential=credential)
 
 
 def _read(provider: Provider, body: bytes) -> list[Discovered]:

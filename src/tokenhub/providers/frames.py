@@ -68,7 +68,10 @@ def short_head(found: re.Match[bytes]) -> bytes:
 
 
 def read_headers(head: bytes) -> dict[bytes, bytes]:
-    """The headers of a right head: names in lower case, repeated ones joined by ", "."""
+    """The headers of what begins with a right head.
+
+    Names are in lower case, repeated ones joined by ", ".
+    """
     reader = _Reader()
     HttpResponseParser(reader).feed_data(head)
     return reader.headers

@@ -85,10 +85,7 @@ class OpenAIAdapter:
         if chat.stream and not chat.include_usage:
             changes["stream_options"] = _with_usage(chat)
         heading = _heading(target.provider.base_url, chat.stream)
-        if credential is None:
-            return UpstreamRequest(heading, chat.spliced(changes))
-        more = ((b"authorization", b"Bearer " + credential),)
-        return UpstreamRequest(heading, chat.spliced(changes), more)
+        return UpstreamRequest(heading, chat.spliced(changes), (), credential)
 
     def notes(self, chat: ChatRequest, target: Target) -> list[tuple[bytes, bytes]]:
         """Nothing is ever left out in the provider's own dialect."""

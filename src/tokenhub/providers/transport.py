@@ -36,6 +36,8 @@ __all__ = [
 MAX_CONNECTIONS = 4096  # per origin
 IDLE_SECONDS = 60.0
 SWEEP_SECONDS = 0.25
+# Bodies below this are sent in one write with the head; copying a larger one costs more.
+_JOIN_BELOW = 64 * 1024
 
 _NL, _CR = b"\n\r"
 
@@ -86,15 +88,20 @@ class HttpTransport:
     ) -> Answer:
         """Send a request; see ``Upstream.send``."""
         assert origin is not None
-        head = _head(origin, request)
+        written = _written(origin, request)
         pool = self._pools.get(origin.origin) or self._add_pool(origin)
-        connection = pool.take()
-        if connection is None:
+        free = pool.free
+        while free:
+            connection = free.pop()
+            if connection.usable():
+                break
+            connection.close()
+        else:
             began = asyncio.get_running_loop().time()
             connection = await pool.open(timeouts.connect)
             timeouts = _left(timeouts, asyncio.get_running_loop().time() - began)
         try:
-            return await (waiter := connection.exchange(head, request.body, timeouts, stream))
+            return await (waiter := connection.exchange(written, timeouts, stream))
         except StaleConnection:
             # Asked for anew: a sweep may have dropped the pool with its last connection.
             pool = self._pools.get(origin.origin) or self._add_pool(origin)
@@ -102,7 +109,7 @@ class HttpTransport:
             connection.withdraw(waiter)
             raise
         connection = await pool.open(timeouts.connect)
-        waiter = connection.exchange(head, request.body, timeouts, stream)
+        waiter = connection.exchange(written, timeouts, stream)
         try:
             return await waiter
         except asyncio.CancelledError:
@@ -151,7 +158,8 @@ class HttpTransport:
 class _Pool:
     """The connections to one origin.
 
-    ``free`` is a stack: the newest is taken, so under low load the others grow old and go.
+    ``free`` is a stack: the newest is taken, so under low load the others grow old and go. Who
+    takes one must see that it is still usable.
     ``opening`` counts the slots that are promised to connections not yet there.
     """
 
@@ -178,16 +186,6 @@ class _Pool:
         self.open_ones: set[Connection] = set()
         self.opening = 0
 
-    def take(self) -> Connection | None:
-        """A free connection, or None."""
-        free = self.free
-        while free:
-            connection = free.pop()
-            if connection.usable():
-                return connection
-            connection.close()
-        return None
-
     async def open(self, seconds: float) -> Connection:
         """A new connection, or at the cap the next that becomes free.
 
@@ -208,15 +206,10 @@ class _Pool:
     def released(self, connection: Connection) -> None:
         """A connection can serve again: the request that waits longest gets it."""
         connection.idle_until = math.inf
-        while self._queue:
-            waiter = self._queue.popleft()
-            if not waiter.done():
-                waiter.set_result(connection)
-                return
-        if self._closed:
-            connection.close()
-            return
-        self.free.append(connection)
+        if self._queue or self._closed:
+            self._pass_on(connection)
+        else:
+            self.free.append(connection)
 
     def lost(self, connection: Connection) -> None:
         """A connection is closed: its slot is free."""
@@ -289,6 +282,17 @@ class _Pool:
         elif handed.usable():
             self.released(handed)
 
+    def _pass_on(self, connection: Connection) -> None:
+        while self._queue:
+            waiter = self._queue.popleft()
+            if not waiter.done():
+                waiter.set_result(connection)
+                return
+        if self._closed:
+            connection.close()
+        else:
+            self.free.append(connection)
+
     def _pass_slot_on(self) -> None:
         while self._queue:
             waiter = self._queue.popleft()
@@ -334,22 +338,34 @@ def _left(timeouts: Timeouts, waited: float) -> Timeouts:
     )
 
 
-def _head(origin: Origin, request: UpstreamRequest) -> bytes:
-    """The request line and headers.
+def _written(origin: Origin, request: UpstreamRequest) -> bytes | tuple[bytes | memoryview, ...]:
+    """A request as it goes out; a long one in parts.
 
     Raises:
         TransportError: CLIENT; a name, value or target would break out of its line.
     """
-    heading = request.heading
+    heading, secret, body = request.heading, request.credential, request.body
     if heading.host != origin.host_header:
         _write(heading, origin.host_header)
-    before, after = heading.written
+    before, after, beside = heading.written
     more = _lines(request.more) if request.more else b""
-    return b"%b%d%b%b\r\n" % (before, len(request.body), after, more)
+    size = len(body)
+    if secret is None:
+        if isinstance(body, bytes) and size < _JOIN_BELOW:
+            return b"%b%d%b%b\r\n%b" % (before, size, after, more, body)
+        head = b"%b%d%b%b\r\n" % (before, size, after, more)
+    else:
+        # Asked by number: asked by bytes, it makes and drops an error each time.
+        if _NL in secret or _CR in secret or 0 in secret:
+            raise _broken()
+        if isinstance(body, bytes) and size < _JOIN_BELOW:
+            return b"%b%d%b%b\r\n%b\r\n%b" % (before, size, beside, secret, more, body)
+        head = b"%b%d%b%b\r\n%b\r\n" % (before, size, beside, secret, more)
+    return (head, body) if isinstance(body, bytes) else (head, *body.parts)
 
 
 def _write(heading: Heading, host: bytes) -> None:
-    """Write a heading for a host: what goes before and what after the body's length."""
+    """Write a heading for a host: what goes before the body's length, and what after it."""
     before = b"%b %b HTTP/1.1\r\nHost: %b\r\nAccept-Encoding: identity\r\nContent-Length: " % (
         heading.method, heading.target, host,
     )  # fmt: skip
@@ -357,14 +373,16 @@ def _write(heading: Heading, host: bytes) -> None:
         raise _broken()
     if b" " in heading.target:
         raise _broken()
-    heading.written = before, b"\r\n" + _lines(heading.headers)
+    if any(byte in heading.credential for byte in (_NL, _CR, 0)):
+        raise _broken()
+    after = b"\r\n" + _lines(heading.headers)
+    heading.written = before, after, after + heading.credential
     heading.host = host
 
 
 def _lines(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
     parts: list[bytes] = []
     for name, value in headers:
-        # Asked by number: asked by bytes, it makes and drops an error each time.
         if _NL in value or _CR in value or 0 in value or _NL in name or _CR in name or 0 in name:
             raise _broken()
         parts += (name, b": ", value, b"\r\n")

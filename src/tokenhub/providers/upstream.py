@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from tokenhub.providers.egress import Origin
 
+BEARER = b"authorization: Bearer "
 MAX_WHOLE_BODY = 64 * 1024 * 1024
 MAX_STREAM_BODY = 100 * 1024 * 1024
 
@@ -48,22 +49,28 @@ class Heading:
         target: path and query, with the provider's base path, already percent-encoded.
         headers: without Host, Content-Length, Transfer-Encoding, Accept-Encoding and Connection,
             which are the transport's.
+        credential: how the line of a request's credential begins.
 
     Attributes:
-        host, written: the transport's, who last wrote it for this host: the bytes before and
-            after the length of the body.
+        host, written: the transport's, who last wrote it for this host: the bytes before the
+            length of the body, those after it, and the same with the beginning of that line.
     """
 
-    __slots__ = ("headers", "host", "method", "target", "written")
+    __slots__ = ("credential", "headers", "host", "method", "target", "written")
 
     def __init__(
-        self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]
+        self,
+        method: bytes,
+        target: bytes,
+        headers: Sequence[tuple[bytes, bytes]],
+        credential: bytes = BEARER,
     ) -> None:
         self.method = method
         self.target = target
         self.headers = tuple(headers)
+        self.credential = credential
         self.host: bytes | None = None
-        self.written = (b"", b"")
+        self.written = (b"", b"", b"")
 
     def __repr__(self) -> str:
         # Targets may carry names, which do not belong into a log.
@@ -76,15 +83,25 @@ class UpstreamRequest(msgspec.Struct, eq=False):
     Attributes:
         heading: what it shares with others.
         body: all of it, a long one in parts.
-        more: headers of this request alone, among them its credential.
+        more: headers of this request alone.
+        credential: the provider's key, None where it has none.
     """
 
     heading: Heading
     body: bytes | Spliced = b""
     more: Sequence[tuple[bytes, bytes]] = ()
+    credential: bytes | None = None
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """All its headers but the transport's, for an upstream that reads no lines."""
+        headers = [*self.heading.headers, *self.more]
+        if self.credential is not None:
+            name, _, begin = self.heading.credential.partition(b": ")
+            headers.append((name, begin + self.credential))
+        return headers
 
     def __repr__(self) -> str:
-        # Headers carry credentials: they do not belong into a log.
+        # A credential does not belong into a log.
         return f"UpstreamRequest({self.heading.method!r}, {len(self.body)} bytes)"
 
 
@@ -118,7 +135,7 @@ class Answer:
     def headers(self) -> dict[bytes, bytes]:
         """Names in lower case; repeated ones joined by ", "."""
         if isinstance(self._headers, bytes):
-            # A head: nobody asks for the headers of most answers.
+            # As they came, with what stands behind them: nobody asks for those of most answers.
             self._headers = read_headers(self._headers)
         return self._headers
 

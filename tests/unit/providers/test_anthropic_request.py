@@ -41,7 +41,7 @@ KEY = b"sk-ant-1"
 
 
 def headers(request):
-    return dict((*request.heading.headers, *request.more))
+    return dict(request.headers())
 
 
 def target(version="", **model):

@@ -57,12 +57,12 @@ async def test_the_request_of_each_type():
     await discover(openai, PROVIDER, b"sk-1")
     assert openai.request.heading.target == b"/v1/models"
     assert openai.origin.host == "api.example.com"
-    assert dict(openai.request.more)[b"authorization"] == b"Bearer sk-1"
+    assert dict(openai.request.headers())[b"authorization"] == b"Bearer sk-1"
     assert openai.timeouts.total == 10
     claude = Scripted(body=[])
     await discover(claude, Provider(id="c", type="anthropic", base_url="https://x.com"), b"k")
     assert claude.request.heading.target == b"/v1/models?limit=1000"
-    headers = dict((*claude.request.heading.headers, *claude.request.more))
+    headers = dict(claude.request.headers())
     assert (headers[b"x-api-key"], headers[b"anthropic-version"]) == (b"k", b"2023-06-01")
 
 

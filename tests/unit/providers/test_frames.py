@@ -110,7 +110,7 @@ def drive(loop, frames, exchanges, *, eof=False):
 
 
 async def exchange(connection, wire, owner, pieces, stream, eof, seen):
-    waiter = connection.exchange(b"", b"", Timeouts(), stream)
+    waiter = connection.exchange(b"", Timeouts(), stream)
     body = bytearray()
     for piece in pieces:
         if not wire.closed:

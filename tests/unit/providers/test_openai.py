@@ -31,7 +31,7 @@ def request(body, *, kind="openai", cap=None, key=b"sk-1", **options):
 
 
 def headers(found):
-    return dict((*found.heading.headers, *found.more))
+    return dict(found.headers())
 
 
 def sent(body, **options):

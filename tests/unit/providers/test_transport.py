@@ -117,6 +117,25 @@ class TestOneRequest:
             start % one.port + b"Content-Length: 0\r\naccept: */*\r\n\r\n",
         ]
 
+    async def test_a_credential_stands_where_its_heading_says(self, transport):
+        plain = Heading(b"POST", b"/v1/x", [(b"accept", b"*/*")])
+        named = Heading(b"POST", b"/v1/x", (), b"x-api-key: ")
+        more = [(b"traceparent", b"00-1")]
+        async with upstream(always(answer())) as server:
+            for request in (
+                UpstreamRequest(plain, b"a", more, b"k1"),
+                UpstreamRequest(named, b"b" * 100_000, (), b"k2"),
+                UpstreamRequest(plain, b"c"),
+            ):
+                await transport.send(server.origin, request, QUICK, stream=False)
+        heads = [head.partition(b"\r\nContent-Length: ")[2] for head, _ in server.requests]
+        assert heads == [
+            b"1\r\naccept: */*\r\nauthorization: Bearer k1\r\ntraceparent: 00-1\r\n\r\n",
+            b"100000\r\nx-api-key: k2\r\n\r\n",
+            b"1\r\naccept: */*\r\n\r\n",
+        ]
+        assert [body for _, body in server.requests] == [b"a", b"b" * 100_000, b"c"]
+
     async def test_a_body_in_parts(self, transport):
         text = bytes(range(256)) * 20_000
         body = Spliced(b'{"a":"', memoryview(text)[5:], b'"}')
@@ -190,6 +209,11 @@ class TestOneRequest:
             post(headers=[(b"authorization", b"a\rb")]),
             post(headers=[(b"a\r\nb", b"c")]),
             post(headers=[(b"authorization", b"a\0b")]),
+            UpstreamRequest(Heading(b"POST", b"/", ()), b"", (), b"a\r\nX-Evil: 1"),
+            UpstreamRequest(Heading(b"POST", b"/", ()), b"", (), b"a\r"),
+            UpstreamRequest(Heading(b"POST", b"/", ()), b"", (), b"a\nb"),
+            UpstreamRequest(Heading(b"POST", b"/", ()), b"", (), b"a\0b"),
+            UpstreamRequest(Heading(b"POST", b"/", (), b"x\r\ny: "), b"", (), b"a"),
             post(shared=[(b"version", b"1\r\nX-Evil: 1")]),
             post(shared=[(b"version", b"1\r")]),
             post(shared=[(b"ver\0sion", b"1")]),
@@ -472,6 +496,26 @@ class TestStaleConnections:
 
 
 class TestLimits:
+    async def test_each_request_has_limits_of_its_own(self):
+        loop = asyncio.get_running_loop()
+        owner, wire = Kept(), Wire()
+        connection = Connection(loop, owner, Outbox(loop))
+        connection.connection_made(wire)
+        first = connection.exchange(b"", Timeouts(first_byte=5.0, idle=50.0), stream=True)
+        connection.data_received(chunked(b"a", end=False))
+        connection.check(loop.time() + 20.0)
+        connection.check(loop.time() + 60.0)
+        connection.data_received(b"0\r\n\r\n")
+        assert await (await first).read() == b"a"
+        second = connection.exchange(b"", Timeouts(first_byte=5.0, total=9.0), stream=False)
+        connection.check(loop.time() + 4.0)
+        assert not second.done()
+        connection.check(loop.time() + 6.0)
+        assert second.done()
+        with pytest.raises(TransportError, match="sent no first byte"):
+            await second
+        assert owner.events == ["released", "lost"]
+
     async def test_refused(self, transport):
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
@@ -738,7 +782,7 @@ async def outcome(pieces, *, stream, eof=False):
     owner, wire = Kept(), Wire()
     connection = Connection(loop, owner, Outbox(loop))
     connection.connection_made(wire)
-    waiter = connection.exchange(b"", b"", QUICK, stream=stream)
+    waiter = connection.exchange(b"", QUICK, stream=stream)
     for piece in pieces:
         if not wire.closed:
             connection.data_received(piece)
@@ -1022,9 +1066,9 @@ class TestCancelling:
         owner, wire = Kept(), Wire()
         connection = Connection(loop, owner, Outbox(loop))
         connection.connection_made(wire)
-        first = connection.exchange(b"", b"", PATIENT, stream=stream)
+        first = connection.exchange(b"", PATIENT, stream=stream)
         connection.data_received(answer(b"1"))
-        second = connection.exchange(b"", b"", PATIENT, stream=stream)
+        second = connection.exchange(b"", PATIENT, stream=stream)
         connection.withdraw(first)
         assert not wire.closed
         connection.data_received(answer(b"2"))
@@ -1036,7 +1080,7 @@ class TestCancelling:
         owner, wire = Kept(), Wire()
         connection = Connection(loop, owner, Outbox(loop))
         connection.connection_made(wire)
-        waiter = connection.exchange(b"", b"", PATIENT, stream=True)
+        waiter = connection.exchange(b"", PATIENT, stream=True)
         waiter.cancel()
         connection.data_received(chunked(b"abc", end=False))
         assert wire.closed

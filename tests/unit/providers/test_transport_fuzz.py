@@ -91,7 +91,7 @@ def drive(loop, pieces, *, stream, eof):
     owner, wire = Owner(), Wire()
     connection = Connection(loop, owner, Outbox(loop))
     connection.connection_made(wire)
-    waiter = connection.exchange(b"", b"", Timeouts(), stream=stream)
+    waiter = connection.exchange(b"", Timeouts(), stream=stream)
     for piece in pieces:
         if not wire.closed and not (waiter.done() and owner.released_times):
             connection.data_received(piece)

@@ -38,7 +38,7 @@ class DemoUpstream:
         """Answer one request; ``origin`` means nothing here."""
         del origin
         heading = request.heading
-        headers = {name.lower(): value for name, value in (*heading.headers, *request.more)}
+        headers = {name.lower(): value for name, value in request.headers()}
         scripted = self.provider.respond(
             heading.method.decode("ascii"), heading.target, headers, bytes(request.body)
         )
