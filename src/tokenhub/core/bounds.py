@@ -70,7 +70,7 @@ _MEDIA = _IMAGES | _FILES | _AUDIO
 _PAYLOADS = frozenset({"data", "file_data"})
 
 
-class Measure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Measure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A request's size, taken once and good for every candidate.
 
     Attributes:
@@ -89,7 +89,7 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tier: str = ""
 
 
-class Bound(msgspec.Struct, frozen=True):
+class Bound(msgspec.Struct, frozen=True, gc=False):
     """The most one attempt can cost.
 
     Attributes:

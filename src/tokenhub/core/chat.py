@@ -27,7 +27,7 @@ MAX_CHOICES = 128
 _BRACKET = ord("[")
 
 
-class _Routed(msgspec.Struct):
+class _Routed(msgspec.Struct, gc=False):
     """What routing reads of a request."""
 
     model: str = ""
@@ -51,7 +51,7 @@ _TYPES: tuple[tuple[str, msgspec.json.Decoder[Any], str], ...] = (
 )
 
 
-class Usage(msgspec.Struct, kw_only=True):
+class Usage(msgspec.Struct, kw_only=True, gc=False):
     """Tokens of one answer, by kind.
 
     ``prompt`` includes ``cached_read``, ``cached_write`` (which includes ``cached_write_1h``),

@@ -62,7 +62,7 @@ class ClientRequest(Protocol):
         ...
 
 
-class Answer(msgspec.Struct, frozen=True):
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """A whole answer for the client, status 200."""
 
     body: bytes

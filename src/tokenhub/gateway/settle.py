@@ -34,6 +34,10 @@ def entry_of(call: Call, catalog: Catalog) -> Entry:
     headers = request.headers
     model = catalog.models.get(call.model_id)
     prices = model.prices if model is not None else None
+    if decision is not None:
+        mode, alias, reason = decision.mode, decision.alias, decision.reason
+    else:
+        mode = alias = reason = ""
     return Entry(
         request.id,
         request.client_id,
@@ -44,9 +48,9 @@ def entry_of(call: Call, catalog: Catalog) -> Entry:
         chat.model if chat is not None else "",
         call.model_id,
         call.provider_id,
-        decision.mode if decision is not None else "",
-        decision.alias if decision is not None else "",
-        decision.reason if decision is not None else "",
+        mode,
+        alias,
+        reason,
         chat.stream if chat is not None else False,
         call.status,
         call.error_class,
