@@ -49,13 +49,13 @@ class SizedBody:
         self._missing = length
         self.received = 0
 
-    def feed(self, data: bytes) -> bytes | None:
+    def feed(self, data: bytes | memoryview) -> bytes | None:
         """Take body bytes; what follows the body once it is complete, None before."""
         piece = data[: self._missing]
         self._content.write(piece)
         self.received += len(piece)
         self._missing -= len(piece)
-        return None if self._missing else data[len(piece) :]
+        return None if self._missing else bytes(data[len(piece) :])
 
     def content(self) -> bytes:
         """The whole body, decoded."""
@@ -83,10 +83,9 @@ class ChunkedBody:
         self._last = False
         self.received = 0
 
-    def feed(self, data: bytes) -> bytes | None:
+    def feed(self, data: bytes | memoryview) -> bytes | None:
         """Take framed bytes; what follows the body once it is complete, None before."""
-        if self._rest:
-            data = self._rest + data
+        data = self._rest + data
         at = 0
         while True:
             if self._missing > 2:

@@ -194,7 +194,7 @@ class Connection(asyncio.Protocol):
         try:
             known = self._known
             if self.state == BODY:
-                self._read_body()
+                self._read_body(self._buffer)
             elif known is not None and (found := known.find(self._buffer)) is not None:
                 headers, length, size = found
                 self._scanned = 0
@@ -275,19 +275,18 @@ class Connection(asyncio.Protocol):
                 self._buffer = buffer[end:]
                 self._begin(request)
                 return
-        self._buffer = buffer[start:]
         small_chunks = server.limits.small_chunks
         self._body = ChunkedBody(limit, small_chunks) if length is None else SizedBody(length)
         self._began = server.loop.time()
         self.state = BODY
-        if b"expect" in request.headers and request.head.minor and not self._buffer:
+        if b"expect" in request.headers and request.head.minor and len(buffer) == start:
             server.outbox.write(self._transport, _CONTINUE)
-        self._read_body()
+        self._read_body(memoryview(buffer)[start:])
 
-    def _read_body(self) -> None:
+    def _read_body(self, data: bytes | memoryview) -> None:
         assert self._body is not None
         assert self._request is not None
-        rest = self._body.feed(self._buffer)
+        rest = self._body.feed(data)
         self._buffer = rest or b""
         if rest is None:
             server = self._server
