@@ -76,7 +76,7 @@ def test_leaving_behind_the_reserve_costs_nothing(shop):
     assert shop.ask(max_tokens=16).status == 200
     before = shop.until(lambda row: row["reserved_usd"] == 0)
     answered = shop.books()["requests"]
-    # Nothing can be noted, and another writer holds the database: a reservation cannot become durable.
+    # Nothing can be noted and another writer holds the database: no reservation becomes durable.
     pid, none = shop.hub.process.pid, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     with contextlib.closing(apsw.Connection(str(shop.hub.data / "tokenhub.sqlite"))) as db:
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (16, none[1]))
