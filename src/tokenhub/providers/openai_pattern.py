@@ -72,7 +72,11 @@ class Pattern:
         if size >= self._least or self._middle:
             return self._size(self._within(events))
         # No room for a second event: one string, with the quotes that head and foot share with it.
-        return _length(events[self._quoted])
+        try:
+            text: str = _string.decode(events[self._quoted])  # as _length, without its frame
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return -1
+        return len(text) if text.isascii() else len(text.encode())
 
     def find(self, events: bytes, chunks: Sequence[bytes] = ()) -> tuple[int, int, int] | None:
         """Events of this pattern in a row: where it starts and ends, and the UTF-8 bytes said.

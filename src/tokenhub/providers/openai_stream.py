@@ -34,7 +34,6 @@ _CR = ord("\r")
 _LEAD = 16 * 1024  # bytes kept back while no content has come
 _NO_CHOICE: frozenset[int] = frozenset()
 _FIRST_CHOICE = frozenset({0})
-_MANY = 4  # chunks in a read: from here on a search among them is quicker
 _GUESSES = 4  # reads in a row that are searched for a pattern in vain
 
 
@@ -69,7 +68,7 @@ class OpenAIRelay(StreamRelay):
         pattern = self._pattern
         if (
             pattern is not None
-            and len(chunks) < _MANY
+            and not chunks
             and not self._tail
             and (size := pattern.said(data)) >= 0
         ):

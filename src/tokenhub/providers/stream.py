@@ -101,13 +101,15 @@ class StreamAnswer(Answer):
             if len(self._early) > MAX_EARLY and self._connection is not None:
                 self._connection.set_reading(False)
             return
-        self.chunks = chunks
+        if chunks:
+            self.chunks = chunks
         try:
             self.sink(data)
         except Exception as error:  # noqa: BLE001 - it belongs to whoever awaits relay()
             if self._connection is not None:
                 self._connection.close(error)
-        self.chunks = ()
+        if chunks:
+            self.chunks = ()
 
     def _take_early(self) -> bytes:
         # The frame of ``relay`` would keep them as long as the stream lasts.
