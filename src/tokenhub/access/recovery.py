@@ -41,7 +41,8 @@ _NEXT = """
 SELECT (SELECT COALESCE(MAX(epoch), 0) + 1 FROM ledger_epochs),
        (SELECT COALESCE(MAX(id), 0) + 1 FROM ledger_attempts),
        (SELECT COALESCE(MAX(id), 0) + 1 FROM ledger_accounts),
-       (SELECT COALESCE(MAX(period), 0) FROM ledger_accounts WHERE kind = 'day')
+       (SELECT COALESCE(MAX(CASE kind WHEN 'month' THEN period * 100 + 1 ELSE period END), 0)
+        FROM ledger_accounts)
 """
 _RUNNING = """
 SELECT id, key_id, kind, period, settled, reserved, overrun, budget, ceiling FROM ledger_accounts
@@ -52,9 +53,9 @@ WHERE kind = 'total' OR (kind = 'month' AND period >= :month) OR (kind = 'day' A
 class Start(msgspec.Struct):
     """What a new process must know of the books.
 
-    ``last_day`` is the latest day (YYYYMMDD) that was ever reserved in, 0 if none; ``replayed``
-    how many attempts a dead process had noted as ended, and not committed; ``crashed`` how many it
-    had left open.
+    ``last_day`` is the latest day (YYYYMMDD) that any account has reached, 0 if none;
+    ``replayed`` how many attempts a dead process had noted as ended, and not committed; ``crashed``
+    how many it had left open.
     """
 
     epoch: int

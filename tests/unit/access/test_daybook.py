@@ -246,6 +246,30 @@ async def test_two_days_are_booked_where_they_belong(house):
     assert sums == {"month": 4, "day": 4, "total": 7}
 
 
+async def test_a_clock_set_back_over_a_month_that_has_a_limit_and_no_day(house):
+    """Its account stands; a second one of the same month could never be stored."""
+    key = Key(key_id="free", monthly_budget=100)
+    answer(house.ledger, "earlier", 3)
+    house.clock.set("2026-12-01T00:00:00")
+    house.ledger.adopt(key)
+    await house.stop()
+    house.clock.set("2026-11-30T23:59:59")
+    ledger = await house.start()
+    house.clock.set("2026-12-01T00:00:01")
+    hold, opening = begin(ledger, "later", key)
+    await hold.opened(opening)
+    hold.note(usage=used(4))
+    await hold.book()
+    await ledger.flush()
+    accounts = ledger.accounts("free")
+    assert {kind: account.period for kind, account in accounts.items()} == {
+        "month": 202612,
+        "day": 20261201,
+        "total": 0,
+    }
+    assert await house.verify() == []
+
+
 async def test_a_damaged_tail_loses_nothing_before_it(house, caplog):
     for number in range(3):
         answer(house.ledger, f"r{number}", number)
