@@ -161,10 +161,8 @@ class Daybook:
             return
         self._foul = max(self._foul - 1, 0)
         failed_at = self._failed_at
-        if failed_at is None or self._foul:
-            return
-        if self._clock.monotonic() - failed_at >= RETRY:
-            self.sound = True
+        if failed_at is not None and not self._foul:
+            self.sound = self._clock.monotonic() - failed_at >= RETRY
 
     def close(self) -> None:
         """Let go of the spool. What is not committed stays noted for the next start."""

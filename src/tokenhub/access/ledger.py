@@ -221,14 +221,12 @@ class Ledger:
         self._holds[number] = hold
         batch = writer.pending
         batch.opens[number] = hold
-        if not waits:
-            if not writer.busy:
-                writer.schedule()
-            return None
         daybook = self._daybook
-        if daybook.sound:
+        if not waits or daybook.sound:
             if not writer.busy:
                 writer.schedule()
+            if not waits:
+                return None
             daybook.opened(batch.opening(hold))
             return daybook.durable(spends=True)
         if not writer.hurried:
