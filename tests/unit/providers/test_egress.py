@@ -18,6 +18,8 @@ from tokenhub.providers.egress import (
 )
 
 FUZZ = int(os.environ.get("TOKENHUB_FUZZ", "300"))
+# More inputs than a sample get more than the two minutes that every test has.
+pytestmark = pytest.mark.timeout(120 + FUZZ // 100)
 
 GOOD = {
     "https://api.openai.com": ("https://api.openai.com", "https://api.openai.com:443"),

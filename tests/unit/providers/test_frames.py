@@ -22,6 +22,8 @@ from tokenhub.providers.transport import HttpTransport, Timeouts
 from tokenhub.providers.upstream import Heading, UpstreamRequest
 
 FUZZ = int(os.environ.get("TOKENHUB_FUZZ", "400"))
+# More inputs than a sample get more than the two minutes that every test has.
+pytestmark = pytest.mark.timeout(120 + FUZZ // 100)
 SETTINGS = settings(max_examples=FUZZ, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 # As a hosted provider behind a content network sends them; what stands in {} differs each time.

@@ -21,6 +21,8 @@ from tokenhub.providers.connection import MAX_HEADERS, Connection
 from tokenhub.providers.transport import Timeouts
 
 FUZZ = int(os.environ.get("TOKENHUB_FUZZ", "400"))
+# More inputs than a sample get more than the two minutes that every test has.
+pytestmark = pytest.mark.timeout(120 + FUZZ // 100)
 SETTINGS = settings(max_examples=FUZZ, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 SEEDS = [

@@ -23,6 +23,8 @@ from tokenhub.web.http import Response
 from tokenhub.web.http1 import HttpServer, Limits
 
 COUNT = int(os.environ.get("TOKENHUB_FUZZ", "0"))
+# More inputs than a sample get more than the two minutes that every test has.
+pytestmark = pytest.mark.timeout(120 + COUNT // 100)
 
 PIECES = [
     b"GET / HTTP/1.1\r\n", b"POST /a%2Fb?c HTTP/1.1\r\n", b"HEAD / HTTP/1.0\r\n", b"GET ",
