@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from tokenhub.core.errors import FailureClass, TransportError
-from tokenhub.providers.egress import AddressRefused, EgressPolicy, Origin
+from tokenhub.providers.egress import AddressRefused, EgressPolicy, Origin, is_private
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -276,7 +276,7 @@ def _make_context(ca_file: Path | None) -> ssl.SSLContext:
 def _is_local(origin: Origin) -> bool:
     """Whether the proxy is passed by: localhost and private addresses mean nothing to it."""
     if origin.literal:
-        return ip_address(origin.host).is_private
+        return is_private(ip_address(origin.host))
     return origin.host == "localhost" or origin.host.endswith(".localhost")
 
 

@@ -64,6 +64,11 @@ _REFUSED_V6 = tuple(
         ("ff00::/8", "multicast"),
     )
 )
+# Written down, because what `is_private` says of an address depends on the version of Python.
+_PRIVATE_V4 = tuple(
+    map(IPv4Network, ("10.0.0.0/8", "127.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"))
+)
+_PRIVATE_V6 = tuple(map(IPv6Network, ("::1/128", "fc00::/7")))
 _NAT64 = IPv6Network("64:ff9b::/96")
 _COMPATIBLE = IPv6Network("::/96")
 _ISATAP = frozenset({0x00005EFE, 0x02005EFE})
@@ -156,7 +161,15 @@ def check_address(text: str) -> None:
             why = next((why for network, why in _REFUSED_V6 if form in network), None)
         if why is not None:
             hidden = "" if form == address else f" (it stands for {form})"
-            raise AddressRefused(f"the address {address} is {why}{hidden}")
+            raise AddressRefused(f"the address {_written(address)} is {why}{hidden}")
+
+
+def is_private(address: IPv4Address | IPv6Address) -> bool:
+    """Whether only this machine or its own network can mean the address: loopback or private."""
+    plain = _plain(address)
+    if isinstance(plain, IPv4Address):
+        return any(plain in network for network in _PRIVATE_V4)
+    return any(plain in network for network in _PRIVATE_V6)
 
 
 class EgressPolicy:
@@ -178,11 +191,11 @@ class EgressPolicy:
         Raises:
             ValueError: ``host`` is not an IP address.
         """
-        address = ip_address(host)
-        if address.is_unspecified:
+        plain = _plain(ip_address(host))
+        if plain.is_unspecified:
             self._wildcard_ports.add(port)
         else:
-            self._own.add((_plain(address), port))
+            self._own.add((plain, port))
 
     def check(self, address: str, port: int) -> None:
         """Ask before a connection is made.
@@ -227,8 +240,8 @@ def _ipv6(text: str) -> tuple[str, IPv6Address]:
         address = IPv6Address("" if "%" in text else text)
     except AddressValueError:
         raise _invalid("has a malformed IPv6 address") from None
-    _check_literal(str(address))
-    return address.compressed, address
+    _check_literal(text)
+    return _written(address), address
 
 
 def _name_or_ipv4(text: str) -> tuple[str, IPv4Address | None]:
@@ -301,7 +314,7 @@ def _invalid(
 
 def _local(host: str, address: IPv4Address | IPv6Address | None) -> bool:
     if address is not None:
-        return _plain(address).is_private
+        return is_private(address)
     return "." not in host or host.endswith(_LOCAL_SUFFIXES)
 
 
@@ -309,6 +322,17 @@ def _plain(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         return address.ipv4_mapped
     return address
+
+
+def _written(address: IPv4Address | IPv6Address) -> str:
+    """As the URL standard writes it, one text for each address: a credential is bound to it.
+
+    ``str`` writes an IPv4-mapped address in another way on Python 3.13 than on those before it.
+    """
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        high, low = divmod(int(address.ipv4_mapped), 1 << 16)
+        return f"::ffff:{high:x}:{low:x}"
+    return address.compressed
 
 
 def _forms(address: IPv4Address | IPv6Address) -> Iterator[IPv4Address | IPv6Address]:

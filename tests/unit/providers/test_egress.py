@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
@@ -14,6 +15,7 @@ from tokenhub.providers.egress import (
     AddressRefused,
     EgressPolicy,
     check_address,
+    is_private,
     parse_base_url,
 )
 
@@ -51,6 +53,9 @@ GOOD = {
     "http://[fd12:3456::1]/v1": ("http://[fd12:3456::1]", "http://[fd12:3456::1]:80"),
     "https://[2606:4700::1111]": ("https://[2606:4700::1111]", "https://[2606:4700::1111]:443"),
     "http://[::ffff:127.0.0.1]": ("http://[::ffff:7f00:1]", "http://[::ffff:7f00:1]:80"),
+    "http://[0::FFFF:0A00:0001]": ("http://[::ffff:a00:1]", "http://[::ffff:a00:1]:80"),
+    "http://[::7f00:1]": ("http://[::7f00:1]", "http://[::7f00:1]:80"),
+    "http://[::127.0.0.1]": ("http://[::7f00:1]", "http://[::7f00:1]:80"),
     "http://ollama:11434": ("http://ollama:11434", "http://ollama:11434"),
     "http://my_model:80": ("http://my_model", "http://my_model:80"),
     "http://xn--bcher-kva.example": ("http://xn--bcher-kva.example", "http://xn--bcher-kva.example:80"),
@@ -195,6 +200,28 @@ def test_private_loopback_and_public_addresses_pass(address):
     check_address(address)
 
 
+def test_the_reason_writes_an_address_as_the_url_does():
+    with pytest.raises(AddressRefused, match=r"::ffff:a9fe:a9fe is .*stands for 169\.254\.169\.254"):
+        check_address("::ffff:169.254.169.254")
+
+
+@pytest.mark.parametrize(
+    ("address", "private"),
+    [
+        ("127.0.0.1", True), ("127.255.255.255", True), ("10.0.0.0", True), ("11.0.0.0", False),
+        ("172.15.255.255", False), ("172.16.0.0", True), ("172.31.255.255", True),
+        ("172.32.0.0", False), ("192.168.255.255", True), ("192.169.0.0", False), ("::1", True),
+        ("::2", False), ("fc00::", True), ("fdff::1", True), ("fe00::", False), ("fbff::1", False),
+        ("::ffff:10.0.0.1", True), ("::ffff:8.8.8.8", False), ("8.8.8.8", False),
+        # The standard library says one thing or the other, depending on its version.
+        ("64:ff9b:1::1", False), ("2001:1::1", False), ("2001:4:112::1", False), ("2002::", False),
+        ("2001:20::1", False), ("2002:0808:0808::1", False), ("192.0.0.8", False), ("3fff::1", False),
+    ],
+)  # fmt: skip
+def test_what_is_private_is_the_same_on_each_python(address, private):
+    assert is_private(ip_address(address)) is private
+
+
 @pytest.mark.parametrize("text", ["", "localhost", "1.2.3", "fe80::1%eth0x", "0x7f.1", "1.2.3.4/8"])
 def test_what_is_no_address_is_refused(text):
     with pytest.raises(AddressRefused):
@@ -237,6 +264,20 @@ def test_the_rules_agree_with_the_standard_library(address):
     except AddressRefused:
         return
     assert not special
+
+
+@given(st.ip_addresses(v=6))
+@example(IPv6Address("::ffff:0.0.0.1"))
+@settings(max_examples=FUZZ, deadline=None)
+def test_an_address_has_one_text(address):
+    # The C library writes some of them with dots, and takes all of ours for what they are.
+    try:
+        origin = parse_base_url(f"http://[{socket.inet_ntop(socket.AF_INET6, address.packed)}]")
+    except InvalidRequest:
+        return
+    assert origin.origin == parse_base_url(f"http://[{address.exploded}]").origin
+    assert set(origin.host) <= set("0123456789abcdef:")
+    assert socket.inet_pton(socket.AF_INET6, origin.host) == address.packed
 
 
 HOSTS = st.one_of(
@@ -285,6 +326,7 @@ class TestOwnListeners:
             (("0.0.0.0", 8080), "127.9.9.9", 8080, True),
             (("0.0.0.0", 8080), "::1", 8080, True),
             (("::", 8080), "127.0.0.1", 8080, True),
+            (("::ffff:0.0.0.0", 8080), "127.0.0.1", 8080, True),
             (("0.0.0.0", 8080), "10.0.0.1", 8080, False),
             (("::1", 8080), "::1", 8080, True),
         ],
