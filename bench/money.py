@@ -53,6 +53,7 @@ _TOTAL = re.compile(rb'"total_tokens": ?(\d+)[,}]')
 class Key:
     """What the ledger alone is measured with."""
 
+    revision = 0
     daily_budget = None
     total_budget = None
 

@@ -5,7 +5,6 @@ A key has three: its UTC month, its UTC day, and its total.
 
 from __future__ import annotations
 
-from collections import deque
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
@@ -17,8 +16,6 @@ UNLIMITED = 1 << 62
 
 DAY_MS = 86_400_000
 
-_RETIRED = 8  # replaced grants that are still recognised
-
 
 class Budgeted(Protocol):
     """What the ledger must know of an API key; amounts are nano-dollars, None = no limit."""
@@ -26,6 +23,11 @@ class Budgeted(Protocol):
     @property
     def key_id(self) -> str:
         """Whose money it is."""
+        ...
+
+    @property
+    def revision(self) -> int:
+        """Rises with each change of the key."""
         ...
 
     @property
@@ -122,7 +124,7 @@ class Books:
         limited: the accounts that have a budget.
     """
 
-    __slots__ = ("_retired", "accounts", "day", "grant", "key_id", "limited", "month")
+    __slots__ = ("accounts", "day", "grant", "key_id", "limited", "month")
 
     def __init__(self, month: Account, day: Account, total: Account) -> None:
         self.accounts = (month, day, total)
@@ -131,14 +133,13 @@ class Books:
         self.day = day.period
         self.grant: Budgeted | None = None
         self.limited: tuple[Account, ...] = ()
-        self._retired: deque[Budgeted] = deque(maxlen=_RETIRED)
 
     def adopt(self, grant: Budgeted) -> list[Account]:
         """Put a grant's budgets in force; returns the accounts whose budget changed.
 
         A grant that a newer one has replaced (a long request may still carry it) changes nothing.
         """
-        if any(retired is grant for retired in self._retired):
+        if self.grant is not None and grant.revision < self.grant.revision:
             return []
         changed = []
         budgets = (grant.monthly_budget, grant.daily_budget, grant.total_budget)
@@ -146,16 +147,13 @@ class Books:
             if account.budget != budget:
                 account.budget = budget
                 changed.append(account)
-        if changed and self.grant is not None:
-            self._retired.append(self.grant)
         self.grant = grant
         self.limited = tuple(account for account in self.accounts if account.budget is not None)
         return changed
 
     def turned(self, found: dict[str, Account]) -> Books:
-        """The books of a new day, with the same grants known."""
+        """The books of a new day, with the same grant in force."""
         books = Books(found[MONTH], found[DAY], found[TOTAL])
-        books._retired = self._retired
         if self.grant is not None:
             books.adopt(self.grant)
         return books

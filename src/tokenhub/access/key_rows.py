@@ -17,9 +17,13 @@ DAY_MS = 86_400_000
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True):
-    """What an API key permits. Times are Unix ms, budgets nano-dollars; None = no limit."""
+    """What an API key permits. Times are Unix ms, budgets nano-dollars; None = no limit.
+
+    ``revision`` is higher than that of every earlier grant of this process.
+    """
 
     key_id: str
+    revision: int
     name: str
     scopes: frozenset[str]
     enabled: bool
@@ -68,10 +72,11 @@ class KeyRow(msgspec.Struct, frozen=True, kw_only=True):
         """When the key stops to be accepted unless it is rotated."""
         return self.rotated_at + self.rotation_days * DAY_MS if self.rotation_days else None
 
-    def grant(self) -> Grant:
+    def grant(self, revision: int) -> Grant:
         """What the key permits."""
         return Grant(
             key_id=self.id,
+            revision=revision,
             name=self.name,
             scopes=frozenset(self.scopes),
             enabled=self.enabled,

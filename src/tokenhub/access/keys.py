@@ -78,6 +78,7 @@ class Keys:
         self._rows: dict[str, KeyRow] = {}
         self._grants: dict[bytes, Grant] = {}  # by digest
         self._current: dict[str, Grant] = {}  # the same by key id
+        self._revision = 0
         self._used: dict[str, int] = {}
         self._unsaved: set[str] = set()
 
@@ -288,7 +289,8 @@ class Keys:
     def _publish(self, row: KeyRow) -> None:
         self._withdraw_digest(row.id)
         self._rows[row.id] = row
-        grant = self._current[row.id] = row.grant()
+        self._revision += 1
+        grant = self._current[row.id] = row.grant(self._revision)
         self._grants[bytes.fromhex(row.key_hash)] = grant
 
     def _withdraw(self, key_id: str) -> None:

@@ -44,6 +44,7 @@ class StillClock:
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
     key_id: str = "k"
+    revision: int = 0
     monthly_budget: int | None = None
     daily_budget: int | None = None
     total_budget: int | None = None

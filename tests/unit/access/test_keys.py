@@ -224,6 +224,8 @@ async def test_a_grant_holds_until_its_key_changes_or_ends(keys, clock):
         assert keys.renew(grant, clock.ms) == grant.enabled
         await change()
         assert not keys.renew(grant, clock.ms)
+        newer = keys.grant_of(key_id)
+        assert newer is None or newer.revision > grant.revision
     grant = accepted(keys, other)
     clock.ms += 5
     assert keys.renew(grant, clock.ms)

@@ -358,11 +358,26 @@ async def test_a_changed_limit_holds_at_once_in_both_directions(ledger, db, book
 
 
 async def test_a_request_under_way_does_not_bring_an_old_limit_back(ledger):
-    old, new = Key(monthly_budget=100), Key(monthly_budget=20)
+    old, new = Key(monthly_budget=100), Key(revision=1, monthly_budget=20)
     assert ledger.room(old) == 100
     assert ledger.room(new) == 20
     assert ledger.room(old) == 20
-    assert ledger.room(Key(monthly_budget=100)) == 100
+    assert ledger.room(Key(revision=2, monthly_budget=100)) == 100
+
+
+@pytest.mark.parametrize("limits", [[100], list(range(100, 110))])
+async def test_an_old_limit_stays_away_whatever_was_changed_since(ledger, clock, limits):
+    """Also where the key was changed in something else first, or often."""
+    first, *changed = [
+        Key(revision=number, monthly_budget=nano) for number, nano in enumerate([100, *limits, 20])
+    ]
+    for key in (first, *changed):
+        ledger.adopt(key)
+    assert ledger.room(first) == 20
+    assert ledger.room(changed[-1]) == 20
+    clock.set("2026-11-24T00:00:00")
+    assert ledger.room(first) == 20
+    assert ledger.room(changed[-1]) == 20
 
 
 async def test_a_total_set_after_the_hold_s_day_bounds_its_overrun(ledger, clock, books):

@@ -39,7 +39,7 @@ def under_way(key_limits, one):
 
 def grant(key_id="k", **fields):
     row = {"id": key_id, "key_hash": "", "key_prefix": "", "name": key_id, "created_at": 0}
-    return KeyRow(**row | {"updated_at": 0, "rotated_at": 0} | fields).grant()
+    return KeyRow(**row | {"updated_at": 0, "rotated_at": 0} | fields).grant(1)
 
 
 @given(

@@ -177,6 +177,7 @@ def grant(**fields):
     """A key that may do everything; ``fields`` narrow it."""
     whole = Grant(
         key_id="k",
+        revision=1,
         name="app",
         scopes=frozenset({"chat"}),
         enabled=True,
