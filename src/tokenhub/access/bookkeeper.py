@@ -5,7 +5,6 @@ Reads wait for what is booked to be durable first, then see one snapshot of the 
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -180,11 +179,19 @@ class Bookkeeper:
         await self._ledger.flush()
         where = {"key_id": key_id, "month": day // 100, "day": day}
         entry = {"key_id": key_id, "what": what, "reason": reason, "now_ms": self._clock.now_ms()}
-        write = partial(_write, where=where, entry=entry, nano=nano, kinds=kinds, also=also)
+
+        def write(tx: Transaction) -> list[tuple[str, int, int, int]]:
+            booked = _write(tx, where=where, entry=entry, nano=nano, kinds=kinds, also=also)
+            # Not after the wait: the ledger must hear of it also when the admin has left.
+            tx.on_commit(lambda: self._take_over(key_id, booked))
+            return booked
+
         booked = await self._db.write(write)
-        for kind, period, settled, overrun in booked:
-            self._ledger.booked(key_id, kind, period, settled, overrun)
         return {kind: settled + overrun for kind, _, settled, overrun in booked}
+
+    def _take_over(self, key_id: str, booked: list[tuple[str, int, int, int]]) -> None:
+        for change in booked:
+            self._ledger.booked(key_id, *change)
 
 
 def _write(

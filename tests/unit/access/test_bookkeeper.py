@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import apsw
 import pytest
 from tests.unit.access.money import PRICED, Key, most, used
@@ -72,6 +74,20 @@ async def test_entries_that_make_no_sense(ledger, books, nano, reason, param):
         await books.adjust("k", nano, reason)
     assert refused.value.param == param
     assert sums(ledger) == (900, 0, 0)
+
+
+@pytest.mark.parametrize("step", range(1, 4))
+async def test_an_entry_counts_also_when_the_admin_does_not_wait_for_it(ledger, books, db, step):
+    await spent(ledger, 900)
+    task = asyncio.create_task(books.adjust("k", 60, "the provider's invoice"))
+    for _ in range(step):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await db.write(lambda _: None)
+    [(overrun,)] = await db.read("SELECT overrun FROM ledger_accounts WHERE kind = 'month'")
+    assert sums(ledger) == (900, 0, overrun)
+    assert ledger.room(BUDGET) == 100 - overrun
 
 
 async def test_a_failing_audit_undoes_the_entry(ledger, books):

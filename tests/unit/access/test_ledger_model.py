@@ -14,6 +14,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -71,6 +72,7 @@ class LedgerLife(RuleBasedStateMachine):
         self.clock = StillClock()
         self.latest = self.clock.ms
         self.grants = {name: start_of(name) for name in ("month", "day", "all", "none")}
+        self.replaced: list[Key] = []
         self.accounts: dict[tuple[str, str, int], Sums] = {}
         self.open: list[Open] = []
         # Closed, but in no file yet; whether their opening is; and what they were settled at.
@@ -231,10 +233,7 @@ class LedgerLife(RuleBasedStateMachine):
                 if turns >> number & 1:
                     await asyncio.sleep(0)
             if stay & 1:
-                key_id = key_ids[-1]
-                self.grants[key_id] = grant = Key(key_id=key_id, monthly_budget=monthly)
-                self.running(key_id)
-                self.ledger.adopt(grant)
+                self.change(key_ids[-1], monthly_budget=monthly)
             for number, one in enumerate(began):
                 if stay >> number & 1:
                     self.open.append(one)
@@ -430,17 +429,72 @@ class LedgerLife(RuleBasedStateMachine):
 
     @rule(key_id=KEYS, monthly=BUDGETS, daily=BUDGETS, total=BUDGETS)
     def limits_change(self, key_id, monthly, daily, total):
-        grant = Key(key_id=key_id, monthly_budget=monthly, daily_budget=daily, total_budget=total)
+        self.change(key_id, monthly_budget=monthly, daily_budget=daily, total_budget=total)
+
+    @rule(key_id=KEYS)
+    def renamed(self, key_id):
+        self.change(key_id)
+
+    def change(self, key_id, **budgets):
+        old = self.grants[key_id]
+        grant = msgspec.structs.replace(old, revision=old.revision + 1, **budgets)
         self.grants[key_id] = grant
+        self.replaced.append(old)
         self.running(key_id)
         self.ledger.adopt(grant)
 
+    @precondition(lambda self: self.replaced)
+    @rule(choice=CHOICE, nano=NANO)
+    def an_old_request_tries_once_more(self, choice, nano):
+        """It began before its key was changed."""
+        old = self.replaced[choice % len(self.replaced)]
+        if self.ledger.accounts(old.key_id):
+            self.ledger.adopt(self.grants[old.key_id])  # after a start the ledger knows no grant
+        else:
+            return
+        room = self.room(old.key_id)
+        hold = self.ledger.spend(old, "r", 2, PRICED, most(nano))
+        try:
+            self.run_and_flush(hold.__aenter__())
+        except PaymentRequired:
+            assert nano > room
+            return
+        assert nano <= room or nano == 0
+        accounts = self.running(old.key_id)
+        for sums in accounts:
+            sums.reserved += nano
+        self.open.append(Open(hold, nano, accounts))
+
     @rule(key_id=KEYS, nano=st.integers(-80, 80).filter(bool))
     def adjust(self, key_id, nano):
+        self.book(key_id, nano, self.books.adjust(key_id, nano, "because"))
+
+    @rule(key_id=KEYS, nano=st.integers(-80, 80).filter(bool), turns=st.integers(0, 3))
+    def adjust_and_leave(self, key_id, nano, turns):
+        """The admin does not wait for the end: booked all the same, or not at all."""
+
+        async def leave():
+            await self.ledger.flush()
+            task = asyncio.ensure_future(self.books.adjust(key_id, nano, "because"))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            [result] = await asyncio.gather(task, return_exceptions=True)
+            await self.db.write(lambda _: None)
+            after = await self.db.read("SELECT COUNT(*) FROM ledger_entries")
+            if isinstance(result, InvalidRequest):
+                raise result
+            return after != before
+
+        before = self.run(self.db.read("SELECT COUNT(*) FROM ledger_entries"))
+        self.book(key_id, nano, leave())
+
+    def book(self, key_id, nano, booking):
         accounts = self.running(key_id)
         month = accounts[0]
         try:
-            self.run_and_flush(self.books.adjust(key_id, nano, "because"))
+            if not self.run_and_flush(booking):
+                return
         except InvalidRequest:
             assert nano < 0
             assert month.settled + month.overrun < -nano
