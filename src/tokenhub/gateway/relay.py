@@ -125,6 +125,8 @@ class Relay:
         stream = self.stream = self._open_stream()
         stream.on_pause = self._answer.pause
         stream.on_resume = self._answer.resume
+        if stream.paused:
+            self._answer.pause()
         return stream
 
     def _expect_no_more(self) -> None:

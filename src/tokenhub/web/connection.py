@@ -397,6 +397,9 @@ class Connection(asyncio.Protocol):
         mute = request.head.method == "HEAD"
         outbox = self._server.outbox
         stream = ClientStream(outbox, self._transport, chunked=chunked, mute=mute)
+        # A pipelined request may begin in the turn whose end shows that the answer before it is
+        # stuck: nobody was there to be told then.
+        stream.paused = not self._writable
         if self.state == RUNNING:
             self._stream = stream
             outbox.write(self._transport, head)

@@ -14,8 +14,9 @@ from tokenhub.providers.upstream import Answer
 class Scene:
     """A relay at work between an answer and a client."""
 
-    def __init__(self, first_token=5.0, waited=0.0):
+    def __init__(self, first_token=5.0, waited=0.0, *, full=False):
         self.answer = Stream()
+        self.full = full
         self.told = []
         self.client = None
         wire = OpenAIRelay(show_usage=True)
@@ -24,6 +25,7 @@ class Scene:
 
     def _open(self):
         self.client = ClientStream(self.told)
+        self.client.paused = self.full
         self.told.append(("head", b""))
         return self.client
 
@@ -189,6 +191,16 @@ async def test_a_client_that_cannot_keep_up_pauses_the_provider():
     await scene.push(word("Hi"))
     assert scene.answer.reading
     scene.client.on_pause()
+    assert not scene.answer.reading
+    scene.client.on_resume()
+    assert scene.answer.reading
+    scene.answer.fail(broken())
+    await scene.task
+
+
+async def test_a_client_that_is_full_before_the_first_word_pauses_the_provider():
+    scene = Scene(full=True)
+    await scene.push(word("Hi"))
     assert not scene.answer.reading
     scene.client.on_resume()
     assert scene.answer.reading

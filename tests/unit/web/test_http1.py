@@ -1029,6 +1029,27 @@ class TestStreams:
         assert written > stopped_at
         assert events[:2] == ["pause", "resume"]
 
+    async def test_a_stream_behind_a_stuck_answer_is_paused_from_the_start(self, http):
+        paused = []
+
+        async def handler(request):
+            stream = request.open_stream(200, [])
+            paused.append(stream.paused)
+            # Its head has left, so that only the end of this turn shows that the rest is too much.
+            await asyncio.sleep(0)
+            await stream.drain()
+            stream.end(b"x" * 20_000_000 if request.path == "/long" else b"short")
+
+        await http.serve(handler)
+        client = await http.connect(limit=65_536)
+        client.writer.transport.pause_reading()
+        client.send(get(b"/long") + get(b"/short"))
+        await until(lambda: len(paused) == 2)
+        assert paused == [False, True]
+        client.writer.transport.resume_reading()
+        assert len((await client.answer()).body) == 20_000_000
+        assert (await client.answer()).body == b"short"
+
     async def test_a_stalled_stream_is_cut_off_and_cancelled(self, http):
         ended = []
 
