@@ -293,6 +293,7 @@ class Connection(asyncio.Protocol):
             self._deadline = server.loop.time() + server.limits.body_idle_seconds
         else:
             self._request.at_ms = self._server.clock.now_ms()
+            self._server.body_limit(self._request)  # whether it may come still holds
             self._request.body = self._body.content()
             self._body = None
             self._begin(self._request)

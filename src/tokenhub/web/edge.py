@@ -128,10 +128,13 @@ class Edge:
     def max_body(self, request: Request) -> int:
         """How large the body of this request may be, asked before it is read.
 
+        Asked again when it has come: its sender may have lost the right to send it meanwhile.
+
         Raises:
             HubError: nobody may send this here, so that no body is read for nothing.
         """
-        return self._admit(request)[0].max_body
+        admitted = self._admit(request) if request.route is None else self._admit_still(request)
+        return admitted[0].max_body
 
     def failed(self, request: Request | None, error: Exception) -> Response:
         """The answer to an error outside a handler, or to one that no handler expected."""
@@ -178,6 +181,16 @@ class Edge:
             return _PREFLIGHT, None
         route, request.params = self._matcher.match(request.method, request.path)
         request.route = admitted = route, self._authorise(route, request)
+        return admitted
+
+    def _admit_still(self, request: Request) -> tuple[Route, Grant | None]:
+        """The same for one that was admitted; it counts once for its address."""
+        route, grant = request.route
+        if route.access == ADMIN:
+            self._admin(request.headers.get(b"authorization"), request)
+        elif grant is not None and not self._keys.renew(grant, request.at_ms):
+            grant = self._authenticate(route, request)
+        request.route = admitted = route, grant
         return admitted
 
     def _authorise(self, route: Route, request: Request) -> Grant | None:

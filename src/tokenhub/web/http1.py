@@ -79,7 +79,8 @@ class HttpServer:
             task is cancelled when the client leaves before the answer is complete.
         clock: ids and the Date header.
         body_limit: asked when a head with a body is complete: the largest body in bytes, or a
-            HubError that is answered without reading the body.
+            HubError that is answered without reading the body. Asked once more when a body that
+            took several reads is whole, which may be hours later.
         render: the answer to a refusal (HubError) or to an unexpected exception of the handler.
             The request is None when its head was not understood.
         limits: what one client may take.

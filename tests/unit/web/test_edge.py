@@ -171,3 +171,46 @@ async def test_only_the_same_question_with_the_same_key_is_not_asked_again(ask, 
 async def test_equal_requests_of_one_connection_count_against_its_address(ask, keys):
     key, _ = await keys.create(KeyFields(name="one"))
     assert [(await ask(key))[0] for _ in range(9)] == [200] * 8 + [429]
+
+
+async def test_who_loses_the_right_while_the_body_comes_is_refused(http, keys):
+    key, row = await keys.create(KeyFields(name="one"))
+    admins = {b"right"}
+    answers = Answers(SimpleNamespace())
+    one = Edge(
+        [
+            Route("POST", "/v1/ask", answers.ask, "chat", OPENAI, spends=True),
+            Route("POST", "/admin/v1/ask", lambda request, _: answers.ask(request, row), ADMIN),
+        ],
+        keys,
+        SimpleNamespace(verify=admins.__contains__),
+        v1_limiter=AddressLimiter(SystemClock(), 1, 4),
+    )
+    await http.serve(one.handler, body_limit=one.max_body, render=one.failed)
+
+    async def ask(path, secret, meanwhile):
+        client = await http.connect()
+        head = f"POST {path} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {secret}\r\n"
+        client.send(head.encode() + b"Expect: 100-continue\r\nContent-Length: 1\r\n\r\n")
+        assert (await client.answer()).status == 100
+        await meanwhile()
+        client.send(b"a")
+        answer = await client.answer()
+        return answer.status, answer.body
+
+    async def nothing():
+        pass
+
+    assert await ask("/v1/ask", key, nothing) == (200, b"one /v1/ask")
+    renamed = await ask("/v1/ask", key, lambda: keys.edit(row.id, KeyFields(name="two")))
+    assert renamed == (200, b"two /v1/ask")
+    narrowed = await ask("/v1/ask", key, lambda: keys.edit(row.id, KeyFields(scopes=["plan"])))
+    assert narrowed[0] == 403
+    await keys.edit(row.id, KeyFields(scopes=["chat"]))
+    assert (await ask("/v1/ask", key, lambda: keys.delete(row.id)))[0] == 401
+
+    async def changed():
+        admins.clear()
+
+    assert (await ask("/admin/v1/ask", "right", nothing))[0] == 200
+    assert (await ask("/admin/v1/ask", "right", changed))[0] == 401
