@@ -53,7 +53,9 @@ BEFORE_THE_FIRST_BYTE = {
     "502": refuses("502 Bad Gateway"),
     "503": refuses("503 Service Unavailable"),
     "529": refuses("529 Overloaded"),
-    "garbage": peers.garbage,
+    "page": peers.garbage,
+    "302": lambda line: line.answer(b"", "302 Found", "location: /\r\n"),
+    "no HTTP": lambda line: line.send(b"SSH-2.0-OpenSSH_9.2\r\n"),
 }
 
 
@@ -72,6 +74,45 @@ def test_a_failure_before_the_first_byte_is_not_seen(fleet, lenient, how, stream
     else:
         assert text_of(reply) == "Here I am."
     assert len(good.calls) == 1
+
+
+def sends(data):
+    """Answer with these bytes."""
+    return lambda line: line.send(data)
+
+
+SOMEWHERE_ELSE = {
+    "302": sends(
+        b"HTTP/1.1 302 Found\r\nlocation: https://login.test/?token=sk-secret-in-the-address\r\n"
+        b"content-length: 0\r\n\r\n"
+    ),
+    "204": sends(b"HTTP/1.1 204 No Content\r\n\r\n"),
+    "404 page": lambda line: line.answer(b"<html>Not Found</html>", "404 Not Found"),
+    "page": peers.garbage,
+    "no HTTP": sends(b"SSH-2.0-OpenSSH_9.2\r\n"),
+    "array": lambda line: line.answer([]),
+}
+
+
+# Lines of a stream that mean nothing are passed over, so that an array alone is an empty stream.
+@pytest.mark.parametrize(
+    ("how", "stream"),
+    [(how, False) for how in SOMEWHERE_ELSE] + [(how, True) for how in SOMEWHERE_ELSE][:-1],
+)
+def test_where_no_api_answers_nobody_asks_twice(fleet, how, stream):
+    lost = fleet.add("a", SOMEWHERE_ELSE[how])
+    reply = fleet.chat("a", stream=stream)
+    assert len(lost.calls) == 1
+    assert (reply.status, reply.headers["x-should-retry"]) == (502, "false")
+    told = reply.json()["error"]
+    assert told["code"] == "provider_misdirected"
+    assert "base_url" in told["hint"]
+    assert [one["error"] for one in told["attempts"]] == ["misdirected"]
+    health = fleet.health("a")
+    assert (health["consec_errors"], health["total_errors"]) == (1, 1)
+    for text in (reply.body.decode(), json.dumps(health)):
+        assert lost.url not in text
+        assert "secret" not in text
 
 
 @pytest.mark.parametrize("how", [peers.hangs, peers.only_head, peers.chatters])

@@ -306,6 +306,27 @@ def test_the_prompts_tokens_are_known_when_the_stream_is_cut():
     assert relay.content_bytes == len(CLAUDE_TEXT.encode())
 
 
+# What comes instead of a stream: the kind of failure.
+NO_STREAM = {
+    b"<!doctype html>\n<html>\n\n<p>data: x</p></html>": FailureClass.MISDIRECTED,
+    b"<html>\r\n\r\n</html>\r\n": FailureClass.MISDIRECTED,
+    b"\n <html></html>": FailureClass.MISDIRECTED,
+    b'{"error":{"message":"busy","type":"rate_limit_error"}}': FailureClass.RATE_LIMITED,
+    b'{"object":"chat.completion","choices":[]}': FailureClass.GARBAGE,
+    b'{"type":"message","content":[]}\n': FailureClass.GARBAGE,
+    b"": FailureClass.GARBAGE,
+    b": a comment\n\n": FailureClass.GARBAGE,
+}
+
+
+@pytest.mark.parametrize("dialect", ["openai", "anthropic"])
+@given(data=st.sampled_from(list(NO_STREAM)), places=st.lists(st.integers(0, 99), max_size=4))
+def test_what_is_no_stream_at_all_is_called_what_it_is(dialect, data, places):
+    relay = relay_for(dialect)
+    assert b"".join(run(relay, cut(data, places))) == b""
+    assert relay.failure.kind == NO_STREAM[data]
+
+
 def test_an_endless_event_is_refused():
     relay = OpenAIRelay(show_usage=False)
     relay.feed(b"data: ")

@@ -174,6 +174,7 @@ class FailureClass:
     CLIENT = "client"  # the request itself is wrong: 400, 404, 413, 422 ...
     CONTENT_FILTER = "content_filter"
     GARBAGE = "garbage"  # an answer that is not what the protocol says
+    MISDIRECTED = "misdirected"  # no such API answers there: a redirect, a 204, a web page, no HTTP
     CANCELLED = "cancelled"  # the client left
     DEADLINE = "deadline"  # our own limit for the whole request
 
@@ -216,8 +217,8 @@ class TransportError(Exception):
     """A connection to an upstream failed.
 
     Args:
-        kind: CONNECT, TIMEOUT, RESET or GARBAGE of FailureClass; CLIENT when the request itself
-            cannot be written as HTTP (a line break in a credential).
+        kind: CONNECT, TIMEOUT, RESET, GARBAGE or MISDIRECTED of FailureClass; CLIENT when the
+            request itself cannot be written as HTTP (a line break in a credential).
         message: what happened, without addresses resolved from secrets or header values.
         sent: whether any byte of the request left this process.
     """

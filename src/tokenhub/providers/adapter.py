@@ -180,8 +180,8 @@ class Adapter(Protocol):
         """Read a whole answer with status 200.
 
         Raises:
-            ProviderError: GARBAGE when it is not what the protocol says; the class of the error
-                when it is an error in spite of its status.
+            ProviderError: GARBAGE when it is not what the protocol says, MISDIRECTED when nothing
+                of an API is in it; the class of the error when it is one in spite of its status.
         """
         ...
 

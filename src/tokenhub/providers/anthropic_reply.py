@@ -8,7 +8,7 @@ import msgspec
 
 from tokenhub.core.chat import Usage
 from tokenhub.core.conversation import Function, ToolCall
-from tokenhub.providers.failures import classify_event, garbage
+from tokenhub.providers.failures import classify_event, garbage, no_answer
 
 _STOPS = {
     "end_turn": "stop",
@@ -115,14 +115,15 @@ def read_message(body: bytes) -> MessageObject:
     """Decode a whole answer.
 
     Raises:
-        ProviderError: GARBAGE when it is no message; the error's class when it is an error.
+        ProviderError: GARBAGE when it is no message, MISDIRECTED when it is none of an API's; the
+            error's class when it is an error.
     """
     try:
         message = _message.decode(body)
     except msgspec.ValidationError as error:
-        raise garbage(f"answered with a body that is no message ({error})") from None
+        raise no_answer(body, f"answered with a body that is no message ({error})") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise garbage("answered with a body that is not JSON") from None
+        raise no_answer(body, "answered with a body that is not JSON") from None
     if message.type == "error":
         raise classify_event(body)
     if message.type != "message" or message.content is None:

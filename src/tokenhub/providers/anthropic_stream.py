@@ -20,7 +20,7 @@ from tokenhub.core.conversation import CallDelta, Delta
 from tokenhub.core.errors import FailureClass, ProviderError
 from tokenhub.providers.adapter import DONE, MAX_EVENT, StreamRelay
 from tokenhub.providers.anthropic_reply import Block, MessageObject, UsageObject, finish_reason
-from tokenhub.providers.failures import classify_event, garbage
+from tokenhub.providers.failures import classify_event, garbage, no_stream
 from tokenhub.providers.openai_writer import ChunkWriter
 from tokenhub.providers.sse import EventReader, EventTooLarge, cut_events
 
@@ -94,6 +94,8 @@ class AnthropicRelay(StreamRelay):
             payloads = self._payloads(data)
         except EventTooLarge:
             return self._fail(garbage("sent an event of more than 8 MiB"))
+        except ProviderError as error:
+            return self._fail(error)
         was_started = self.started
         out = []
         for payload in payloads:
@@ -112,6 +114,7 @@ class AnthropicRelay(StreamRelay):
             self._reader = EventReader()
             data = b"".join((self._tail, data))
             self._tail.clear()
+            self._check_begin(data)
         if self._reader is not None:
             return [event.data for event in self._reader.feed(data)]
         if self._tail or not data.endswith(_BREAK):
@@ -120,8 +123,13 @@ class AnthropicRelay(StreamRelay):
                 raise EventTooLarge
         pieces = _PLAIN.split(data)
         if any(pieces[::2]):
+            self._check_begin(data)
             return [event.data for event in EventReader().feed(data)]
         return pieces[1::2]
+
+    def _check_begin(self, data: bytes) -> None:
+        if not self._opened and (failure := no_stream(data)) is not None:
+            raise failure
 
     def finish(self) -> bytes:
         """``[DONE]`` after ``message_stop``, else the error event."""
@@ -130,7 +138,8 @@ class AnthropicRelay(StreamRelay):
         if self.complete:
             return DONE
         if not self._opened:
-            return self._fail(garbage("sent a stream without an answer"))
+            failure = no_stream(self._tail) or garbage("sent a stream without an answer")
+            return self._fail(failure)
         message = "The provider's stream ended before its answer."
         return self._fail(ProviderError(FailureClass.RESET, message))
 

@@ -254,6 +254,10 @@ class Connection(asyncio.Protocol):
         except (HttpParserError, HttpParserUpgrade) as error:
             if self._done:
                 self._extra = True
+            elif self.uses == 1 and self._parser.get_http_version() == "0.0":
+                message = "what answers there does not speak HTTP"
+                self.close(TransportError(FailureClass.MISDIRECTED, message, sent=True))
+                return
             else:
                 self._fault = self._fault or f"the answer is not HTTP/1.1: {error}"
         parts = self._parts

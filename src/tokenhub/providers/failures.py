@@ -171,6 +171,39 @@ def garbage(what: str, *, status: int | None = 200) -> ProviderError:
     return ProviderError(FailureClass.GARBAGE, f"The provider {what}.", status=status)
 
 
+def misdirected(what: str, *, status: int | None = 200) -> ProviderError:
+    """The failure of an answer that comes from something else than the provider's API."""
+    return ProviderError(FailureClass.MISDIRECTED, f"The provider {what}.", status=status)
+
+
+def no_answer(body: bytes, what: str) -> ProviderError:
+    """The failure of a whole answer that cannot be read; ``what`` it did, if it is an API's.
+
+    An API that stumbles sends nothing, or an object that is cut or lacks something, and may do
+    better at once. What begins otherwise was never one.
+    """
+    begin = body.lstrip()[:1]
+    if not begin:
+        return garbage("answered with an empty body")
+    if begin == b"{":
+        return garbage(what)
+    page = begin == b"<"
+    return misdirected(f"answered with {'a web page' if page else 'no JSON object'}")
+
+
+def no_stream(begin: bytes | bytearray) -> ProviderError | None:
+    """The failure of a stream whose first bytes are a page or a whole error, else None."""
+    first = begin.lstrip()[:1]
+    if first == b"<":
+        return misdirected("answered with a web page")
+    if first != b"{":
+        return None
+    fault = read_fault(bytes(begin))
+    if fault is None or not fault.message:
+        return None
+    return classify_fault(_implied_status(fault), fault)
+
+
 def _kind(status: int, text: str) -> str:
     if status in {401, 403} and not re.search(_FILTER, text) and not re.search(_QUOTA, text):
         return FailureClass.AUTH
@@ -239,8 +272,10 @@ def _words(kind: str, status: int, message: str) -> str:
 
 def _unexpected(status: int) -> ProviderError:
     if 300 <= status < 400:
-        return garbage("answered with a redirect, which is not followed", status=status)
-    return garbage(f"answered with status {status} where 200 was due", status=status)
+        words = f"answered with a redirect (status {status}), which is not followed"
+    else:
+        words = f"answered with status {status} where 200 was due"
+    return misdirected(words, status=status)
 
 
 def _unreadable(status: int, body: bytes, wait: float | None) -> ProviderError:
@@ -249,7 +284,8 @@ def _unreadable(status: int, body: bytes, wait: float | None) -> ProviderError:
     if kind == FailureClass.CLIENT:
         # A page or bytes come from something in front of the API, not from the API's validation.
         if not text or text.startswith("<") or "\ufffd" in text or "\x00" in text:
-            return garbage(f"answered with status {status} and no readable error", status=status)
+            words = f"answered with status {status} and no readable error"
+            return misdirected(words, status=status)
         return classify_fault(status, Fault(message=text), wait)
     return ProviderError(kind, _words(kind, status, ""), status=status, retry_after=wait)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tokenhub.providers.adapter import USER_AGENT, Reply, Target, base_path
-from tokenhub.providers.failures import classify, classify_event, garbage
+from tokenhub.providers.failures import classify, classify_event, garbage, no_answer
 from tokenhub.providers.openai_events import UsageObject
 from tokenhub.providers.openai_stream import OpenAIRelay
 from tokenhub.providers.upstream import Heading, UpstreamRequest
@@ -98,7 +98,7 @@ class OpenAIAdapter:
         try:
             answer = _answer.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise _unreadable(error) from None
+            raise _unreadable(error, body) from None
         if answer.error is not None:
             raise classify_event(body)
         if not answer.choices:
@@ -136,10 +136,10 @@ class OpenAIAdapter:
             changes[self._limit_name] = limit
 
 
-def _unreadable(error: Exception) -> ProviderError:
+def _unreadable(error: Exception, body: bytes) -> ProviderError:
     if isinstance(error, msgspec.ValidationError):
-        return garbage(f"answered with a body that is no chat completion ({error})")
-    return garbage("answered with a body that is not JSON")
+        return no_answer(body, f"answered with a body that is no chat completion ({error})")
+    return no_answer(body, "answered with a body that is not JSON")
 
 
 def _with_usage(chat: ChatRequest) -> msgspec.Raw:

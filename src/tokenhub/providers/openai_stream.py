@@ -15,7 +15,7 @@ import msgspec
 
 from tokenhub.core.errors import FailureClass, ProviderError
 from tokenhub.providers.adapter import DONE, MAX_EVENT, StreamRelay
-from tokenhub.providers.failures import classify_event, garbage
+from tokenhub.providers.failures import classify_event, garbage, no_stream
 from tokenhub.providers.openai_events import decode_event, read_event, said
 from tokenhub.providers.openai_pattern import learn
 from tokenhub.providers.sse import EventReader, EventTooLarge, cut_events
@@ -87,7 +87,7 @@ class OpenAIRelay(StreamRelay):
                 return self._wait()
         out = self._plain(data, chunks)
         if out is None:
-            out = self._one_by_one(EventReader(), data)
+            out = self._begin(EventReader(), data)
         return out if self.started else self._release(out)
 
     def finish(self) -> bytes:
@@ -150,6 +150,12 @@ class OpenAIRelay(StreamRelay):
             return body
         parts = list(compress(body[len(_PREFIX) : -2].split(_JOINT), kept))
         return _PREFIX + _JOINT.join(parts) + _BREAK if parts else b""
+
+    def _begin(self, reader: EventReader, data: bytes) -> bytes:
+        """Read on event by event, unless what comes does not even begin as one."""
+        if not self._seen and (failure := no_stream(data)) is not None:
+            return self._fail(failure)
+        return self._one_by_one(reader, data)
 
     def _one_by_one(self, reader: EventReader, data: bytes) -> bytes:
         try:
@@ -222,7 +228,7 @@ class OpenAIRelay(StreamRelay):
         self._pattern = None
         data = b"".join((self._tail, data))
         self._tail.clear()
-        return self._one_by_one(self._reader, data)
+        return self._begin(self._reader, data)
 
     def _last_words(self) -> bytes:
         """The last event of a server that saves the empty line after it."""
@@ -234,7 +240,7 @@ class OpenAIRelay(StreamRelay):
         else:
             tail = b"".join((self._tail, _BREAK))
             self._tail.clear()
-            out = self._release(self._one_by_one(EventReader(), tail))
+            out = self._release(self._begin(EventReader(), tail))
         self.malformed = before
         return out
 

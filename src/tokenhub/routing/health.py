@@ -37,6 +37,7 @@ ATTRIBUTABLE = frozenset(
         FailureClass.SERVER,
         FailureClass.OVERLOADED,
         FailureClass.GARBAGE,
+        FailureClass.MISDIRECTED,
     }
 )
 """The failures that say something about the provider rather than the request or the client."""

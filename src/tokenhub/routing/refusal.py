@@ -233,9 +233,19 @@ _VERDICTS = (
     (FailureClass.RESET, 502, "provider_unreachable"),
     (FailureClass.CONNECT, 502, "provider_unreachable"),
     (FailureClass.GARBAGE, 502, "provider_garbage"),
+    (FailureClass.MISDIRECTED, 502, "provider_misdirected"),
     (FailureClass.QUOTA, 502, "provider_quota"),
     (FailureClass.AUTH, 502, "provider_auth"),
 )
+# For those that only somebody who administers the hub can mend.
+_MEND = {
+    FailureClass.MISDIRECTED: (
+        "The `base_url` of provider `{provider}` seems to lead elsewhere: `tokenhubctl provider "
+        "get {provider}` shows it, `tokenhubctl provider edit {provider} '{{\"base_url\":…}}'` "
+        "changes it."
+    ),
+    FailureClass.AUTH: _HINTS["provider_auth"],
+}
 _OWN_STATUS = frozenset({FailureClass.CLIENT, FailureClass.CONTENT_FILTER})
 _NO_RETRY = (b"x-should-retry", b"false")
 
@@ -272,6 +282,7 @@ def exhausted(
         f"`{telling.model_id}` at `{telling.provider_id}` failed{tries}: {telling.message}",
         status=status,
         code=code,
+        hint=_MEND[kind].format(provider=telling.provider_id) if kind in _MEND else None,
         param=telling.param or None,
         headers=tuple(headers),
         extra={"attempts": listed},

@@ -50,7 +50,14 @@ AGAIN = frozenset(
 """The same model may do better at once. A silent one is not asked twice: it may still be at work
 on the first question, and bill both."""
 
-PROVIDER_WIDE = frozenset({FailureClass.RATE_LIMITED, FailureClass.AUTH, FailureClass.QUOTA})
+PROVIDER_WIDE = frozenset(
+    {
+        FailureClass.RATE_LIMITED,
+        FailureClass.AUTH,
+        FailureClass.QUOTA,
+        FailureClass.MISDIRECTED,
+    }
+)
 """No other model of that provider would do better."""
 
 

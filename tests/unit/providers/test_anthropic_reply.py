@@ -133,12 +133,17 @@ def test_without_usage_the_size_is_there_to_count():
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"<html>", b"[]", b"{}", b'"x"', b"\xff\xfe", b'{"type":"message"}',
+    [b"", b"{}", b'{"type":"message"}',
      b'{"type":"message","content":"text"}', b'{"type":"message","content":[1]}',
      b'{"type":"completion","content":[]}', b'{"a":' * 5000],
 )  # fmt: skip
 def test_garbage_is_called_garbage(body):
     assert failed(body).kind == FailureClass.GARBAGE
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b'"x"', b"\xff\xfe"])
+def test_what_no_api_says_is_from_somewhere_else(body):
+    assert failed(body).kind == FailureClass.MISDIRECTED
 
 
 def test_an_error_in_a_good_answer_is_an_error():

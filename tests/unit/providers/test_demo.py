@@ -225,7 +225,7 @@ async def test_a_wished_length_is_exact():
         ("demo-402", FailureClass.QUOTA, 402),
         ("demo-400", FailureClass.CLIENT, 400),
         ("demo-overflow", FailureClass.CONTEXT, 413),
-        ("demo-garbage", FailureClass.GARBAGE, 200),
+        ("demo-garbage", FailureClass.MISDIRECTED, 200),
         ("no-such-model", FailureClass.CLIENT, 404),
     ],
 )

@@ -71,12 +71,12 @@ def anthropic(message, kind="invalid_request_error"):
         (422, {"detail": [{"loc": ["body", "stop"], "msg": "bad"}]}, Kind.CLIENT),
         (422, b"Failed to deserialize the JSON body", Kind.CLIENT),
         (400, {"object": "error", "message": "bad temperature", "code": 400}, Kind.CLIENT),
-        (404, b"<html>Not Found</html>", Kind.GARBAGE),
-        (400, b"", Kind.GARBAGE),
-        (400, b"\xff\xfe\x00", Kind.GARBAGE),
+        (404, b"<html>Not Found</html>", Kind.MISDIRECTED),
+        (400, b"", Kind.MISDIRECTED),
+        (400, b"\xff\xfe\x00", Kind.MISDIRECTED),
         (408, b"", Kind.TIMEOUT),
-        (301, b"", Kind.GARBAGE),
-        (204, b"", Kind.GARBAGE),
+        (301, b"", Kind.MISDIRECTED),
+        (204, b"", Kind.MISDIRECTED),
     ],
 )  # fmt: skip
 def test_classes(status, body, kind):

@@ -647,9 +647,14 @@ class TestLimits:
             await server.closes.acquire()
 
 
-GARBAGE = {
+NO_HTTP = {
     "html": b"<html>hello</html>",
     "other protocol": b"SSH-2.0-OpenSSH_9.2\r\n",
+    "a TLS alert": b"\x15\x03\x01\x00\x02\x02\x46",
+    "nearly": b"HTTQ/1.1 200 OK\r\n\r\n",
+}
+GARBAGE = {
+    "another version": b"HTTP/3.1 200 OK\r\n\r\n",
     "gzip": answer(headers=b"Content-Encoding: gzip\r\n"),
     "nested encodings": answer(headers=b"Content-Encoding: identity\r\nContent-Encoding: br\r\n"),
     "gzip transfer": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
@@ -694,6 +699,30 @@ class TestGarbage:
             assert transport.connections() == (0, 0)
             await server.closes.acquire()
         assert (caught.value.kind, caught.value.sent) == (FailureClass.GARBAGE, True)
+
+    @pytest.mark.parametrize("reply", NO_HTTP.values(), ids=NO_HTTP.keys())
+    async def test_what_speaks_no_http_is_not_the_provider(self, transport, reply):
+        async with upstream(once(reply, then="hang")) as server:
+            with pytest.raises(TransportError, match="does not speak HTTP") as caught:
+                await transport.send(server.origin, post(), QUICK, stream=False)
+            assert transport.connections() == (0, 0)
+            await server.closes.acquire()
+        assert (caught.value.kind, caught.value.sent) == (FailureClass.MISDIRECTED, True)
+
+    @pytest.mark.parametrize("reply", NO_HTTP.values(), ids=NO_HTTP.keys())
+    async def test_it_is_when_it_has_answered_before(self, transport, reply):
+        async def script(peer):
+            for data in (answer(b"ok"), reply):
+                await peer.request()
+                await peer.send(data)
+            await peer.until_closed()
+
+        async with upstream(script) as server:
+            await transport.send(server.origin, post(), QUICK, stream=False)
+            with pytest.raises(TransportError, match="is not HTTP") as caught:
+                await transport.send(server.origin, post(), QUICK, stream=False)
+            await server.closes.acquire()
+        assert caught.value.kind == FailureClass.GARBAGE
 
     async def test_200_headers_of_60_kib_pass(self, transport):
         headers = b"".join(b"X-%d: %b\r\n" % (n, b"y" * 300) for n in range(199))

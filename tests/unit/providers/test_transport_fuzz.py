@@ -166,5 +166,6 @@ def test_many_connections_leave_nothing_behind(loop):
 
 
 def test_kinds_are_the_documented_ones(loop):
-    seen = {drive(loop, [data], stream=False, eof=True)[-1] for data in (b"x", SEEDS[0][:-2])}
-    assert seen == {FailureClass.GARBAGE, FailureClass.RESET}
+    told = (b"x", b"HTTP/1.1 x", SEEDS[0][:-2])
+    seen = {drive(loop, [data], stream=False, eof=True)[-1] for data in told}
+    assert seen == {FailureClass.MISDIRECTED, FailureClass.GARBAGE, FailureClass.RESET}

@@ -65,12 +65,27 @@ def test_a_named_model_is_tried_again_after_a_pause(clock):
 
 
 @pytest.mark.parametrize(
-    "kind", [FailureClass.TIMEOUT, FailureClass.AUTH, FailureClass.QUOTA, FailureClass.RATE_LIMITED]
+    "kind",
+    [
+        FailureClass.TIMEOUT,
+        FailureClass.AUTH,
+        FailureClass.QUOTA,
+        FailureClass.RATE_LIMITED,
+        FailureClass.MISDIRECTED,
+    ],
 )
 def test_some_failures_are_not_tried_again_at_the_same_place(clock, kind):
     plan = plan_for(clock, model("a"), model="a")
     fail(plan, kind)
     stopped(plan)
+
+
+def test_no_other_model_is_asked_where_no_api_answers(clock):
+    plan = plan_for(clock, model("a", "p", weight=9), model("b", "p", weight=8))
+    assert fail(plan, FailureClass.MISDIRECTED, status=302).candidate.model_id == "a"
+    error = stopped(plan)
+    assert (error.status, error.code) == (502, "provider_misdirected")
+    assert "`tokenhubctl provider edit p '{\"base_url\":…}'`" in error.hint
 
 
 @pytest.mark.parametrize("kind", [FailureClass.CLIENT, FailureClass.CONTENT_FILTER])
