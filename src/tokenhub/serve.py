@@ -28,6 +28,7 @@ from tokenhub.web.http1 import HttpServer
 if TYPE_CHECKING:
     from tokenhub.providers.demo import DemoProvider
     from tokenhub.settings import Settings
+    from tokenhub.telemetry.log_sink import Sink
     from tokenhub.web.http import Request
 
 log = logging.getLogger(__name__)
@@ -35,13 +36,13 @@ log = logging.getLogger(__name__)
 
 def run(settings: Settings, *, check: bool = False) -> int:
     """Run the server until a signal; the exit code."""
-    set_up(settings.log_level)
+    sink = set_up(settings.log_level)
     for line in settings.warnings:
         log.warning("%s", line)
-    return uvloop.run(_run(settings, check=check))
+    return uvloop.run(_run(settings, sink, check=check))
 
 
-async def _run(settings: Settings, *, check: bool) -> int:
+async def _run(settings: Settings, sink: Sink, *, check: bool) -> int:
     try:
         app = await App.build(settings)
     except (StorageRefused, HubError) as error:
@@ -68,7 +69,7 @@ async def _run(settings: Settings, *, check: bool) -> int:
     stop = _stop_signal()
     _settle_memory()
     for line in first_lines(app, port):
-        print(line, flush=True)
+        sink.say(line)
     await stop
     await app.stop()
     return 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 
 import pytest
 from tests.e2e.server import BIN, Hub
@@ -70,3 +72,19 @@ def test_on_a_terminal_the_log_is_for_a_person(tmp_path):
     screen.type("\x03")
     assert screen.end() == 0
     assert "vault locked" not in screen.seen, "it was never open"
+
+
+def test_a_log_that_nobody_takes_holds_up_nobody(tmp_path):
+    hub = Hub(tmp_path, TOKENHUB_LOG_LEVEL="debug")
+    hub.log.touch()
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb"), os.fdopen(writing, "wb") as pipe:
+        os.set_blocking(writing, False)
+        while pipe.raw.write(b"x" * 4096):
+            pass
+        os.set_blocking(writing, True)
+        hub.process = subprocess.Popen([BIN / "tokenhub"], env=hub.env, stdout=pipe)
+        hub.wait_alive()
+        for _ in range(5):
+            assert hub.chat(hub.demo_key, HELLO | {"model": "demo"}, timeout=10).status == 200
+        assert hub.stop() == 0

@@ -1,7 +1,7 @@
 """The server's log: one line per event on stdout, JSON for machines, plain on a terminal.
 
-Every line passes ``core.redaction`` last, whatever it is made of. A line that cannot be written
-(nobody reads the pipe any more) is dropped: a log must not stop the server.
+Every line passes ``core.redaction`` last, whatever it is made of. A line that nobody takes is lost
+(``log_sink``): a log must not stop the server.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import msgspec
 
 from tokenhub.core.redaction import redact
+from tokenhub.telemetry.log_sink import Sink
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -82,29 +83,20 @@ class Plain(logging.Formatter):
         return line
 
 
-class _Sink(logging.StreamHandler[TextIO]):
-    """Writes lines; a broken pipe or a full disk costs the line and nothing else."""
-
-    dropped = 0
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
-        del record
-        self.dropped += 1
-
-
-def set_up(level: str, stream: TextIO | None = None) -> None:
+def set_up(level: str, stream: TextIO | None = None) -> Sink:
     """Send everything that is logged in this process to ``stream`` (stdout), from ``level`` on.
 
     Python's warnings and errors that nobody caught are logged too. Calling again replaces the
     earlier set-up.
     """
     stream = stream or sys.stdout
-    handler = _Sink(stream)
+    handler = Sink(stream)
     terminal = stream.isatty()
     handler.setFormatter(Plain(colour=terminal) if terminal else JsonLines())
     root = logging.getLogger()
-    for old in [one for one in root.handlers if isinstance(one, _Sink)]:
+    for old in [one for one in root.handlers if isinstance(one, Sink)]:
         root.removeHandler(old)
+        old.close()
     root.addHandler(handler)
     root.setLevel(LEVELS[level])
     for chatty in ("asyncio", "urllib3"):  # their debug lines are not about requests
@@ -112,6 +104,12 @@ def set_up(level: str, stream: TextIO | None = None) -> None:
     logging.captureWarnings(capture=True)
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_thread
+    return handler
+
+
+def lost_lines() -> int:
+    """How many lines of the log nobody took."""
+    return sum(one.lost for one in logging.getLogger().handlers if isinstance(one, Sink))
 
 
 def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

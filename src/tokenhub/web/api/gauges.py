@@ -15,6 +15,7 @@ from tokenhub.routing.rewards import RewardLog
 from tokenhub.routing.router import Router
 from tokenhub.telemetry.events import EventBus
 from tokenhub.telemetry.journal import Journal
+from tokenhub.telemetry.logging import lost_lines
 from tokenhub.telemetry.metrics import Gauge
 from tokenhub.telemetry.observer import Observer
 from tokenhub.telemetry.retention import Retention
@@ -133,6 +134,12 @@ class StateGauges:
             "tokenhub_series_rows_total",
             "Time series rows written.",
             parts.observer.series.written,
+            "counter",
+        )
+        yield _plain(
+            "tokenhub_log_lines_lost_total",
+            "Lines of the log that nobody took.",
+            lost_lines(),
             "counter",
         )
         yield _plain(
