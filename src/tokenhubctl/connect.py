@@ -126,8 +126,12 @@ def _wrapped(connection: socket.socket, endpoint: Endpoint, limits: Limits) -> s
     import ssl  # noqa: PLC0415  (7 ms that plain http does not need)
 
     connection.settimeout(limits.connect)
+    context = ssl.create_default_context()
+    # Python 3.13 turned both of these on; the verdict is the same on each version, and curl's.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     try:
-        return ssl.create_default_context().wrap_socket(connection, server_hostname=endpoint.host)
+        return context.wrap_socket(connection, server_hostname=endpoint.host)
     except ssl.SSLCertVerificationError as error:
         connection.close()
         raise Unreachable(
