@@ -37,6 +37,23 @@ sys.argv = ["tokenhub"]
 sys.exit(main())
 """
 
+# A server that dies by kill -9 as soon as the books say that a key was paid.
+DIES_AS_PAID = """
+import os, sys
+from tokenhub.__main__ import main
+from tokenhub.access.bookkeeper import Bookkeeper
+
+mark_paid = Bookkeeper.mark_paid
+
+async def last(self, *args, **options):
+    await mark_paid(self, *args, **options)
+    os.kill(os.getpid(), 9)
+
+Bookkeeper.mark_paid = last
+sys.argv = ["tokenhub"]
+sys.exit(main())
+"""
+
 
 class Writer(threading.Thread):
     """Adds models and asks questions as fast as it can; remembers what was acknowledged."""
@@ -195,5 +212,28 @@ def test_the_row_is_noted_before_the_answer_leaves(tmp_path, stream):
             rows = db.execute("SELECT request_id, state, settled, flag FROM ledger_attempts")
             assert rows.fetchall() == [(request, "settled", total * 1000, "")]
         assert "What a killed process had settled was booked: 1." in hub.log.read_text()
+    finally:
+        hub.stop(signal.SIGKILL)
+
+
+def test_a_key_is_paid_in_the_books_and_by_its_date_or_in_neither(tmp_path):
+    hub = Hub(tmp_path).start()
+    try:
+        hub.ok("POST", "/providers", {"id": "p", "type": "demo"})
+        price = {"input_per_1k": 0.001, "output_per_1k": 0.001}
+        hub.ok("POST", "/models", {"id": "m", "provider_id": "p", "upstream_name": "demo"} | price)
+        made = hub.ok("POST", "/apikeys", {"name": "app", "monthly_budget_usd": 5})
+        body = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
+        assert hub.chat(made["key"], body).status == 200
+        hub.stop()
+        hub.start(command=[sys.executable, "-c", DIES_AS_PAID])
+        with pytest.raises((OSError, http.client.HTTPException)):
+            hub.admin("POST", f"/apikeys/{made['id']}/paid", {})
+        assert hub.stop(signal.SIGKILL) == -signal.SIGKILL
+        hub.start()
+        key = hub.ok("GET", f"/apikeys/{made['id']}")
+        assert key["current_spend_usd"] == 0
+        assert key["budget_reset_at"] is not None
+        assert hub.ok("POST", "/budget/verify", {}) == {"ok": True, "problems": []}
     finally:
         hub.stop(signal.SIGKILL)

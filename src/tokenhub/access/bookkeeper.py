@@ -130,7 +130,8 @@ class Bookkeeper:
     async def mark_paid(self, key_id: str, *, also: Also | None = None) -> dict[str, int]:
         """Set a key's spend of this month and this day back to 0, by an entry in the books.
 
-        What is reserved stays reserved, and the total stays: it counts for ever.
+        What is reserved stays reserved, and the total stays: it counts for ever. ``also`` is the
+        place for ``Keys.paid``.
         """
         return await self._book(key_id, "paid", None, "marked as paid", (MONTH, DAY), also)
 

@@ -215,13 +215,12 @@ class Keys:
         }
         return key, await self._change(key_id, columns, also)
 
-    async def mark_paid(self, key_id: str, *, also: Also | None = None) -> KeyRow:
-        """Note that the spend so far is paid: ``budget_reset_at`` becomes now.
+    def paid(self, key_id: str) -> Callable[[Transaction], KeyRow]:
+        """For the transaction of ``Bookkeeper.mark_paid``: ``budget_reset_at`` becomes now.
 
-        Raises:
-            NotFound: no such key.
+        It raises ``NotFound`` when there is no such key.
         """
-        return await self._change(key_id, {"budget_reset_at": self._clock.now_ms()}, also)
+        return self._update(key_id, {"budget_reset_at": self._clock.now_ms()})
 
     async def delete(self, key_id: str, *, also: Also | None = None) -> None:
         """Delete a key; what it spent stays in the books.
@@ -272,6 +271,11 @@ class Keys:
         data_dir.write(DEMO_FILE, key.encode() + b"\n")
 
     async def _change(self, key_id: str, columns: dict[str, Any], also: Also | None) -> KeyRow:
+        return await self._db.write(self._update(key_id, columns, also))
+
+    def _update(
+        self, key_id: str, columns: dict[str, Any], also: Also | None = None
+    ) -> Callable[[Transaction], KeyRow]:
         now = self._clock.now_ms()
 
         def update(tx: Transaction) -> KeyRow:
@@ -284,7 +288,7 @@ class Keys:
             tx.on_commit(lambda: self._publish(after))
             return after
 
-        return await self._db.write(update)
+        return update
 
     def _publish(self, row: KeyRow) -> None:
         self._withdraw_digest(row.id)

@@ -207,7 +207,7 @@ async def test_a_change_is_effective_on_the_very_next_request(keys):
     assert keys.grant_of(key_id) is None
 
 
-async def test_a_grant_holds_until_its_key_changes_or_ends(keys, clock):
+async def test_a_grant_holds_until_its_key_changes_or_ends(keys, db, clock):
     key, key_id = await made(keys, expires_in="1h")
     other, _ = await made(keys)
     grant = accepted(keys, key)
@@ -216,7 +216,7 @@ async def test_a_grant_holds_until_its_key_changes_or_ends(keys, clock):
     for change in (
         lambda: keys.edit(key_id, KeyFields(enabled=False)),
         lambda: keys.edit(key_id, KeyFields(enabled=True)),
-        lambda: keys.mark_paid(key_id),
+        lambda: db.write(keys.paid(key_id)),
         lambda: keys.rotate(key_id),
         lambda: keys.delete(key_id),
     ):
@@ -255,7 +255,7 @@ async def test_edits_at_once_do_not_undo_each_other(keys, db, clock, data):
         keys.edit(key_id, KeyFields(name="renamed")),
         keys.edit(key_id, KeyFields(enabled=False)),
         keys.edit(key_id, KeyFields(rate_limit_rps=7)),
-        keys.mark_paid(key_id),
+        db.write(keys.paid(key_id)),
     )
     for one in (keys, await Keys.open(db, clock, load_pepper(data))):
         shown = one.get(key_id)
@@ -275,11 +275,11 @@ async def test_a_caller_that_is_cancelled_leaves_memory_and_store_agreed(keys, d
     assert not accepted(keys, key)
 
 
-async def test_unknown_ids_are_not_found(keys):
+async def test_unknown_ids_are_not_found(keys, db):
     for act in (
         lambda: keys.edit("nope", KeyFields(name="x")),
         lambda: keys.rotate("nope"),
-        lambda: keys.mark_paid("nope"),
+        lambda: db.write(keys.paid("nope")),
         lambda: keys.delete("' OR '1'='1"),
     ):
         with pytest.raises(NotFound):

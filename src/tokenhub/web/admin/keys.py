@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tokenhub.access.bookkeeper import Bookkeeper
     from tokenhub.access.keys import Keys
     from tokenhub.access.ledger import Ledger
+    from tokenhub.storage.database import Transaction
     from tokenhub.web.admin.audited import Auditor
     from tokenhub.web.http import Request, Response
 
@@ -83,8 +84,13 @@ class KeyAdmin:
         """The spend so far is paid: this month's and this day's accounts start again at nothing."""
         key_id = self._keys.get(request.params["id"])["id"]
         audit = self._audit.entry(request, "apikey.budget_paid", key_id)
-        changed = await self._bookkeeper.mark_paid(key_id, also=audit)
-        await self._keys.mark_paid(key_id)
+        paid = self._keys.paid(key_id)
+
+        def also(tx: Transaction, *sums: dict[str, Any] | None) -> None:
+            audit(tx, *sums)
+            paid(tx)
+
+        changed = await self._bookkeeper.mark_paid(key_id, also=also)
         return json_answer({"ok": True, "paid_usd": usd(-changed.get("month", 0))})
 
     def _adopt(self, key_id: str) -> None:
