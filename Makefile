@@ -193,9 +193,16 @@ ifneq ("$(file <.venv/.root)","$(CURDIR)")
 .venv/.bootstrap: FORCE
 endif
 
+# So does one that is asked to change its Python: PYTHON=python3.12 make test.
+ifneq ($(PYTHON),)
+ifneq ("$(file <.venv/.python)","$(shell PYTHON='$(PYTHON)' sh tools/find-python 2>/dev/null)")
+.venv/.bootstrap: FORCE
+endif
+endif
+
 .venv/.bootstrap: requirements/bootstrap.txt
 	@umask 022; python="$$(sh tools/find-python)" && \
-	  echo "making .venv with $$python" && "$$python" -m venv --clear .venv
+	  echo "making .venv with $$python" && "$$python" -m venv --clear .venv && printf '%s\n' "$$python" >.venv/.python
 	@umask 022; $(PY) -m pip install --quiet --require-hashes --requirement requirements/bootstrap.txt
 	@umask 022; printf '%s\n' "$(CURDIR)" >.venv/.root && touch $@
 

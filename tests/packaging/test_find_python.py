@@ -48,6 +48,17 @@ def test_one_named_outright_comes_first(find, tmp_path):
     assert answer.stdout.strip() == sys.executable
 
 
+def test_no_other_is_taken_for_one_named_outright(find, tmp_path):
+    answer = find({"python3.13": REAL, "mine": OLD}, PYTHON=str(tmp_path / "mine"))
+    assert (answer.returncode, answer.stdout) == (1, "")
+    assert f"PYTHON={tmp_path / 'mine'} does not run" in answer.stderr
+
+
+def test_one_newer_than_the_suite_knows_is_better_than_none(find):
+    answer = find({"python3": OLD, "python3.14": REAL})
+    assert answer.stdout.strip() == sys.executable
+
+
 def test_a_python_without_venv_is_said_to_need_it(find):
     answer = find({"python3": NO_VENV})
     assert answer.returncode == 1

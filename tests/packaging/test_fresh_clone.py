@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import pytest
@@ -105,20 +106,33 @@ def test_make_run_serves_from_nothing_and_again_at_once(tmp_path):
     assert answer.stdout.startswith("tokenhubctl "), answer.stderr
 
 
-def test_a_clone_that_was_moved_builds_its_environment_anew(tmp_path):
+@pytest.fixture
+def built(tmp_path):
+    """A copy of the project whose environment looks complete."""
     tree = tmp_path / "first"
     shutil.copytree(ROOT, tree, ignore=NOT_SOURCE)
     (tree / ".venv").mkdir()
     (tree / ".venv/.root").write_text(f"{tree}\n")
+    (tree / ".venv/.python").write_text(f"{sys.executable}\n")
     for stamp in (".bootstrap", ".run", ".dev"):
         (tree / ".venv" / stamp).touch()
+    return tree
 
-    def plan(folder):
-        command = ["make", "--dry-run", "run"]
-        return subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, check=True
-        ).stdout
 
-    assert "-m venv" not in plan(tree)
-    moved = tree.rename(tmp_path / "second")
+def plan(folder, *words):
+    environment = {name: text for name, text in os.environ.items() if name != "PYTHON"}
+    command = ["make", "--dry-run", "run", *words]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_a_clone_that_was_moved_builds_its_environment_anew(built, tmp_path):
+    assert "-m venv" not in plan(built)
+    moved = built.rename(tmp_path / "second")
     assert "-m venv --clear" in plan(moved)
+
+
+def test_another_python_builds_the_environment_anew(built):
+    assert "-m venv" not in plan(built, f"PYTHON={sys.executable}")
+    assert "-m venv --clear" in plan(built, f"PYTHON={sys._base_executable}")
