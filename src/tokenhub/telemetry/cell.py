@@ -9,7 +9,7 @@ import msgspec
 from tokenhub.telemetry.sketch import Sketch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from tokenhub.storage.database import Row
     from tokenhub.telemetry.journal import Entry
@@ -163,6 +163,12 @@ class Cell:
             else:
                 del self.classes[name]
 
+    def copy(self) -> Cell:
+        """The same, for changes that this one is not to see."""
+        copy = Cell()
+        copy.merge(self)
+        return copy
+
     def pack(self) -> bytes:
         """All of it in some 100 to 1000 bytes; a cell as it stands may need twenty times that."""
         counts = (
@@ -221,6 +227,54 @@ def merge_into(cells: Cells, label: Label, cell: Cell) -> None:
     if (found := cells.get(label)) is None:
         found = cells[label] = Cell()
     found.merge(cell)
+
+
+class Totals:
+    """Cells by label whose readers may take their time: they see them as they were.
+
+    A cell that a reader may hold is copied before it changes, so adding costs more while somebody
+    reads, and nothing else does.
+    """
+
+    __slots__ = ("_cells", "_lent", "_shared")
+
+    def __init__(self) -> None:
+        self._cells: Cells = {}
+        self._lent = False
+        self._shared: set[Label] = set()  # whose cells a reader may hold
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+    def __iter__(self) -> Iterator[Label]:
+        return iter(self._cells)
+
+    def lend(self) -> Cells:
+        """The cells as they are now. They change no more: nobody may change them."""
+        self._lent = True
+        self._shared = set(self._cells)
+        return self._cells
+
+    def merge(self, label: Label, cell: Cell) -> None:
+        """Merge a cell into the one of its label."""
+        merge_into(self._own(label), label, cell)
+
+    def subtract(self, label: Label, cell: Cell) -> None:
+        """Take out a cell that was merged before; a label without requests goes."""
+        cells = self._own(label)
+        total = cells[label]
+        total.subtract(cell)
+        if not total.requests:
+            del cells[label]
+
+    def _own(self, label: Label) -> Cells:
+        if self._lent:
+            self._lent = False
+            self._cells = dict(self._cells)
+        if label in self._shared:
+            self._shared.discard(label)
+            self._cells[label] = self._cells[label].copy()
+        return self._cells
 
 
 class Line:

@@ -29,6 +29,7 @@ from tokenhub.telemetry.cell import (
     Cells,
     Label,
     Line,
+    Totals,
     merge_into,
 )
 
@@ -143,7 +144,7 @@ class Series:
         self.retention_days = retention_days
         self.second = 0
         self._active: list[Line] = []
-        self._rolling: dict[int, Cells] = {MINUTE: {}, HOUR: {}, DAY: {}}
+        self._rolling = {MINUTE: Totals(), HOUR: Totals(), DAY: Totals()}
         self._starts: dict[int, int] = {MINUTE: 0, HOUR: 0, DAY: 0}
         self._ids: dict[Label, int] = {}
         self._next_id = 1
@@ -239,9 +240,9 @@ class Series:
         return cells
 
     def unfinished(self, resolution: int) -> tuple[Cells, ...]:
-        """The cells that no closed second, or minute, holds yet; to be read at once."""
+        """The cells that no closed second, or minute, holds yet; they stay as they are."""
         running = self.running()
-        return (running,) if resolution == SECOND else (self._rolling[MINUTE], running)
+        return (running,) if resolution == SECOND else (self._rolling[MINUTE].lend(), running)
 
     def advance(self, now_ms: int) -> None:
         """Close the spans that are over. To be called before requests of ``now_ms`` are added."""
@@ -272,7 +273,7 @@ class Series:
             self._turn(at, resolution)
             rolling = self._rolling[resolution]
             for label, cell in cells.items():
-                merge_into(rolling, label, cell)
+                rolling.merge(label, cell)
 
     def _turn_all(self, at: int) -> None:
         for resolution in (MINUTE, HOUR, DAY):
@@ -282,9 +283,9 @@ class Series:
         start = at - at % resolution
         if start == self._starts[resolution]:
             return
-        cells = self._rolling[resolution]
+        cells = self._rolling[resolution].lend()
         began = self._starts[resolution]
-        self._rolling[resolution] = {}
+        self._rolling[resolution] = Totals()
         self._starts[resolution] = start
         if cells:
             self._emit(resolution, began, cells)
@@ -367,9 +368,9 @@ class Series:
         """The span of a resolution that is not over, as far as it has come."""
         if resolution == SECOND:
             return Snapshot(self.second, self.running())
-        sources = [self._rolling[resolution], self.running()]
+        sources = [self._rolling[resolution].lend(), self.running()]
         if resolution != MINUTE:
-            sources.append(self._rolling[MINUTE])
+            sources.append(self._rolling[MINUTE].lend())
         cells: Cells = {}
         for source in sources:
             for label, cell in source.items():

@@ -14,7 +14,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tokenhub.telemetry.cell import KEY, MODE, PAIR, Cell, Cells, merge_into
+from tokenhub.telemetry.cell import KEY, MODE, PAIR, Cell, Cells, Totals, merge_into
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -63,7 +63,7 @@ class Window:
 
     def __init__(self, span: Span) -> None:
         self.span = span
-        self.totals: Cells = {}
+        self.totals = Totals()
         self._at = 0
         self._filling: Cells = {}
         self._full: deque[tuple[int, dict[Label, bytes]]] = deque()
@@ -75,7 +75,7 @@ class Window:
             self._turn(at)
         for label, cell in cells.items():
             merge_into(self._filling, label, cell)
-            merge_into(self.totals, label, cell)
+            self.totals.merge(label, cell)
 
     def reaches(self, at_ms: int, now_ms: int) -> bool:
         """Whether a moment is not over yet."""
@@ -96,10 +96,7 @@ class Window:
             self._turn(self._at)
         while full and full[0][0] <= over:
             for label, packed in full.popleft()[1].items():
-                total = totals[label]
-                total.subtract(Cell.unpack(packed))
-                if not total.requests:
-                    del totals[label]
+                totals.subtract(label, Cell.unpack(packed))
 
 
 class Stats:
@@ -114,12 +111,11 @@ class Stats:
     def __init__(self) -> None:
         self._windows = tuple(Window(span) for span in SPANS)
         self._late: deque[tuple[Window, int, Mapping[Label, Cell]]] = deque()
-        self._readers = 0  # totals that somebody is adding up stay as they are
 
     def add(self, resolution: int, at_ms: int, cells: Mapping[Label, Cell]) -> None:
         """Take the second or minute that began at ``at_ms`` and is over, for ``catch_up``."""
         while len(self._late) >= len(self._windows):  # should nobody have had the time
-            self._step()
+            self.catch_up()
         for window in self._windows:
             if _takes(window.span, resolution):
                 self._late.append((window, at_ms, cells))
@@ -131,10 +127,6 @@ class Stats:
 
     def catch_up(self) -> None:
         """Let one window take in what one span came to, and let go of what is over by then."""
-        if not self._readers:
-            self._step()
-
-    def _step(self) -> None:
         window, at_ms, cells = self._late.popleft()
         window.expire(at_ms)
         window.add(at_ms, cells)
@@ -147,11 +139,7 @@ class Stats:
                 window.add(at_ms, {label: cell})
 
     def expire(self, now_ms: int) -> None:
-        """Let go of what is over; unless somebody reads, who has done so."""
-        if not self._readers:
-            self._expire(now_ms)
-
-    def _expire(self, now_ms: int) -> None:
+        """Let go of what is over."""
         self._catch_up()
         for window in self._windows:
             window.expire(now_ms)
@@ -163,7 +151,7 @@ class Stats:
 
     def _catch_up(self) -> None:
         while self._late:
-            self._step()
+            self.catch_up()
 
     async def report(
         self,
@@ -175,33 +163,24 @@ class Stats:
 
         Args:
             now_ms: wall time.
-            unfinished: gives the cells that no closed second, or minute, of a resolution holds.
+            unfinished: gives the cells that no closed second, or minute, of a resolution holds;
+                they stay as they are.
             key_name: an API key's name by its id; where it has none the id is shown.
         """
-        self._expire(now_ms)
-        self._readers += 1
-        try:
-            return await self._report(unfinished, key_name)
-        finally:
-            self._readers -= 1
-
-    async def _report(
-        self, unfinished: Callable[[int], Sequence[Cells]], key_name: Callable[[str], str]
-    ) -> Report:
+        self.expire(now_ms)
         report: Report = {"global": [], "by_model": {}, "by_provider": {}, "by_api_key": {}}
         report["by_mode"] = {}
         done = 0
         for window in self._windows:
             name = window.span.name
             self._catch_up()
-            sources = window.totals, *unfinished(_resolution(window.span))
+            # At one moment, so that each request is in one of them.
+            sources = window.totals.lend(), *unfinished(_resolution(window.span))
             groups = await _grouped(sources, key_name)
             for dimension, members in groups.items():
                 if members and dimension != "global":
                     report[dimension][name] = []
                 for shown, cell in members.values():
-                    if not cell.requests:  # all of them went out of the window meanwhile
-                        continue
                     row = {"window": name} | shown | figures(cell)
                     if dimension == "global":
                         report["global"].append(row)

@@ -326,6 +326,38 @@ async def test_what_ends_while_somebody_reads_is_in_no_sum_twice(start, clock):
     assert not observer.stats.late
 
 
+async def test_a_second_that_closes_while_somebody_reads_is_counted_once(start, clock):
+    observer = await start()
+    for count, turns in enumerate(range(0, 200, 5), 1):
+        clock.ms += SECOND
+        for number in range(50):
+            observer.observe(entry(clock.ms, 1.0, model_id=f"m{number}"), 0.0)
+        reading = asyncio.ensure_future(observer.report(names))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        clock.ms += SECOND
+        observer.fold()
+        *_, hour, day = (await reading)["global"]
+        assert (hour["request_count"], day["request_count"]) == (50 * count, 50 * count)
+
+
+async def test_readers_at_once_see_each_request_once(start, clock):
+    observer = await start()
+    readings = []
+    for count in range(1, 12):
+        clock.ms += 20 * SECOND
+        for number in range(50):
+            observer.observe(entry(clock.ms, 1.0, model_id=f"m{number}"), 0.0)
+        observer.fold()
+        readings.append((50 * count, asyncio.ensure_future(observer.report(names))))
+        for _ in range(40):  # each is still reading when the next one begins
+            await asyncio.sleep(0)
+    for least, reading in readings:
+        rows = {row["window"]: row["request_count"] for row in (await reading)["global"]}
+        assert all(count % 50 == 0 for count in rows.values())
+        assert least <= rows["1h"] <= rows["24h"] <= 50 * 11
+
+
 async def test_names_of_the_running_minute_keep_their_place(start, clock):
     observer = await start()
     for number in range(MOST["key"]):
