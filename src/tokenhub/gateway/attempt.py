@@ -138,9 +138,16 @@ class Attempt:
             self._failed(error)
             raise
         except BaseException:
-            self._leave()
-            self._plan.cancelled(step, self.cost)
+            self.given_up()
             raise
+
+    def given_up(self) -> None:
+        """Close the books of an attempt that ends by no word of its provider, and tell the plan.
+
+        Nothing if it has ended.
+        """
+        self._leave()
+        self._plan.cancelled(self._step, self.cost)
 
     def _prepare(self, ledger: Ledger) -> tuple[UpstreamRequest, Hold]:
         """The provider's request, and the money for it, which is not reserved yet."""

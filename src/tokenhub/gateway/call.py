@@ -93,7 +93,8 @@ class Call:
         streamed: whether bytes of a stream went to the client.
         malformed: events of the stream that were dropped.
         ended: monotonic seconds of its end.
-        upstream_s: seconds of it spent waiting for providers.
+        upstream_s: seconds its tries waited for providers, added up. Those of a hedged request wait
+            at the same time, so this is its own wait only where there was one try.
     """
 
     __slots__ = (

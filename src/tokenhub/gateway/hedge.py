@@ -80,6 +80,7 @@ class _Race:
 
     def __init__(self, run: Run) -> None:
         self.running: set[asyncio.Task[Answer | None]] = set()
+        self._attempts: list[Attempt] = []
         self.open = True
         self.verdict: Exception = Lost()
         self._run = run
@@ -93,6 +94,7 @@ class _Race:
             return
         task = asyncio.get_running_loop().create_task(self._run(attempt))
         attempt.on_content = partial(self._won, task)
+        self._attempts.append(attempt)
         self.running.add(task)
 
     def answered(self, task: asyncio.Task[Answer | None]) -> bool:
@@ -122,6 +124,8 @@ class _Race:
         for task in self.running:
             task.cancel()
         await asyncio.gather(*self.running, return_exceptions=True)
+        for attempt in self._attempts:
+            attempt.given_up()  # a task that was cancelled before its first step reports nothing
 
     def _won(self, task: asyncio.Task[Answer | None]) -> None:
         """Content has come. Called once by each attempt, before the client gets any of it."""

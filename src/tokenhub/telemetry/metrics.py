@@ -233,7 +233,7 @@ class Counts:
             self._errors = [0]
 
     def add(self, group: Group, waits: Sequence[float]) -> None:
-        """Count some requests; ``waits`` are the seconds each of them waited for providers."""
+        """Count some requests; ``waits`` are the seconds each of one try waited for it."""
         self._requests[0] += len(group.entries)
         seconds = [milliseconds / 1000.0 for milliseconds in group.latencies]
         count(self._duration, DURATION_S, seconds)

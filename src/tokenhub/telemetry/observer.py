@@ -115,7 +115,7 @@ class Observer:
 
         Args:
             entry: what the request log holds of it.
-            upstream_s: how long providers were waited for.
+            upstream_s: how long the provider was waited for; counts only where one try was made.
             filtered: models that could not be asked.
         """
         waiting = self._waiting

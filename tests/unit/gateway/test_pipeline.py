@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 
+import msgspec
 import pytest
 from tests.unit.gateway.stage import DONE, FOREVER, Stream, broken, grant, stage, until, whole, word
 
@@ -17,6 +18,7 @@ from tokenhub.core.errors import (
     TransportError,
     UpstreamFailed,
 )
+from tokenhub.gateway.attempt import Attempt
 from tokenhub.gateway.features import features_of
 from tokenhub.gateway.hedge import Hedging
 from tokenhub.providers.upstream import Answer
@@ -218,6 +220,30 @@ async def test_hedging_takes_the_first_answer_and_cancels_the_other(tmp_path):
         assert attempts["a"].kind == "cancelled"
         assert attempts["a"].cost > 0
         assert attempts["b"].kind == ""
+
+
+async def test_a_second_attempt_that_was_beaten_before_its_first_step_is_told(
+    tmp_path, monkeypatch
+):
+    async with stage(tmp_path, {"a": [OH], "b": [whole("no")]}, hedging=HEDGED) as it:
+        answer = Stream()
+        it.upstream.scripts["a"] = [answer]
+        beside = Attempt.beside
+
+        def beaten(first):
+            asyncio.get_running_loop().call_soon(answer.push, word("Hi", "stop"), DONE)
+            asyncio.get_running_loop().call_soon(answer.end)
+            return beside(first)
+
+        monkeypatch.setattr(Attempt, "beside", beaten)
+        await it.pipeline.chat(it.client(stream=True), grant(monthly_budget=10**9))
+        assert it.upstream.asked == ["a"]
+        [call] = it.calls
+        ended = {one.provider_id: (one.number, one.kind) for one in call.attempts}
+        assert ended == {"a": (1, ""), "b": (2, "cancelled")}
+        assert call.cost == sum(one.cost or 0 for one in call.attempts) > 0
+        listed = msgspec.json.decode(call.attempts_json)
+        assert len(listed) == len(ended)
 
 
 async def test_two_contents_in_one_turn_of_the_loop_are_one_answer(tmp_path):
