@@ -113,7 +113,7 @@ class Connection(asyncio.Protocol):
         # The parser calls the list itself: a frame of Python for each chunk would add a quarter to
         # reading a stream. Set before the parser looks for its callbacks.
         self.on_body = self._parts.append
-        self._parser: HttpResponseParser | None = HttpResponseParser(self)
+        self._parser: HttpResponseParser | None = None  # until there is somebody to listen to
         self.uses = 0  # requests begun on it
         self.idle_until = math.inf  # loop time at which its owner gives it up
 
@@ -216,6 +216,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport; also called by hand behind a proxy's tunnel."""
         self._transport = transport  # type: ignore[assignment]  # uvloop's is no subclass
+        self._parser = HttpResponseParser(self)
 
     def data_received(self, data: bytes) -> None:
         """Parse one read, then hand on what it brought: headers, body, end or error."""

@@ -103,8 +103,14 @@ class HttpTransport:
         try:
             return await (waiter := connection.exchange(written, timeouts, stream))
         except StaleConnection:
+            del waiter
             # Asked for anew: a sweep may have dropped the pool with its last connection.
             pool = self._pools.get(origin.origin) or self._add_pool(origin)
+        except TransportError:
+            # A future's error refers to the frames it passed through. One of them referring to the
+            # future is a circle, and it would keep the request and its body.
+            del waiter
+            raise
         except asyncio.CancelledError:
             connection.withdraw(waiter)
             raise
@@ -112,6 +118,9 @@ class HttpTransport:
         waiter = connection.exchange(written, timeouts, stream)
         try:
             return await waiter
+        except TransportError:
+            del waiter
+            raise
         except asyncio.CancelledError:
             connection.withdraw(waiter)
             raise
@@ -322,6 +331,7 @@ class _Pool:
             raise
         finally:
             timer.cancel()
+            del task, caller  # their errors refer to this frame
 
     def _failed(self, why: str) -> TransportError:
         message = f"cannot connect to {self._origin.host}:{self._origin.port}: {why}"

@@ -185,6 +185,8 @@ class Connection(asyncio.Protocol):
         if self.state != CLOSING:
             self.state = CLOSING
             self._buffer = b""
+            if self._task is None:
+                self._body = self._request = None  # as in _let_go
             self._deadline = self._server.loop.time() + seconds
             self._server.outbox.flush()
             self._transport.close()
@@ -418,7 +420,7 @@ class Connection(asyncio.Protocol):
         self._send(self._request, self._server.render(self._request, error))
         self.state = CLOSING
         self._buffer = b""
-        self._body = None
+        self._body = self._request = None  # as in _let_go
         self._deadline = self._server.loop.time() + self._server.limits.linger_seconds
         self._server.outbox.flush()
         self._transport.write_eof()

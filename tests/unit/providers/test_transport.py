@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import gc
 import ipaddress
@@ -65,6 +66,10 @@ async def fails(transport, origin, *, request=None, timeouts=QUICK, stream=False
     with pytest.raises(TransportError) as caught:
         await transport.send(origin, request or post(), timeouts, stream=stream)
     return caught.value
+
+
+def alive(kind):
+    return sum(type(one) is kind for one in gc.get_objects())
 
 
 async def until(condition):
@@ -382,19 +387,53 @@ class TestPool:
         assert server.accepts == 1
 
     async def test_connections_are_freed_without_the_cycle_collector(self, transport):
-        def alive():
-            return sum(isinstance(each, Connection) for each in gc.get_objects())
-
         async with upstream(once(answer(headers=b"Connection: close\r\n"))) as server:
             gc.collect()
             gc.disable()
             try:
-                before = alive()
+                before = alive(Connection)
                 for stream in (False, True):
                     await transport.send(server.origin, post(), QUICK, stream=stream)
-                await until(lambda: alive() == before)
+                await until(lambda: alive(Connection) == before)
             finally:
                 gc.enable()
+
+    @pytest.mark.parametrize(
+        "script",
+        [
+            once(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"),
+            once(b"nonsense\r\n\r\n"),
+            once(b"", then="reset"),
+        ],
+        ids=["broken", "garbage", "reset"],
+    )
+    async def test_a_failure_leaves_no_circle_behind(self, transport, script):
+        """A client that has its requests fail could fill the memory with them."""
+        async with upstream(script) as server:
+            await self._fail_without_a_circle(transport, server.origin)
+
+    @pytest.mark.parametrize("addresses", [["127.0.0.1"], ["127.0.0.1", "127.0.0.2"]])
+    async def test_a_failure_to_connect_leaves_no_circle_behind(self, addresses):
+        async def resolver(host, port):
+            return addresses
+
+        with socket.socket() as nobody_listens:
+            nobody_listens.bind(("0.0.0.0", 0))
+            port = nobody_listens.getsockname()[1]
+            transport = HttpTransport(resolver=resolver, sweep_seconds=60)
+            await self._fail_without_a_circle(transport, parse_base_url(f"http://m.test:{port}"))
+            transport.close()
+
+    async def _fail_without_a_circle(self, transport, origin):
+        gc.collect()
+        gc.disable()
+        try:
+            before = alive(UpstreamRequest), alive(Connection)
+            with contextlib.suppress(TransportError):
+                await transport.send(origin, post(), QUICK, stream=False)
+            await until(lambda: (alive(UpstreamRequest), alive(Connection)) == before)
+        finally:
+            gc.enable()
 
 
 class TestStaleConnections:
@@ -1070,6 +1109,29 @@ class TestCancelling:
                 assert not [one for one in gc.get_objects() if type(one) is StreamAnswer]
             finally:
                 gc.enable()
+
+    async def test_leaves_no_circle_behind_while_connecting(self):
+        asked = asyncio.Event()
+
+        async def resolver(host, port):
+            asked.set()
+            await asyncio.Event().wait()
+
+        transport = HttpTransport(resolver=resolver, sweep_seconds=60)
+        origin = parse_base_url("http://model.test")
+        gc.collect()
+        gc.disable()
+        try:
+            before = alive(UpstreamRequest)
+            task = asyncio.create_task(transport.send(origin, post(), PATIENT, stream=False))
+            await asked.wait()
+            task.cancel()
+            await asyncio.wait([task])
+            del task
+            assert alive(UpstreamRequest) == before
+        finally:
+            gc.enable()
+        transport.close()
 
     async def test_while_connecting(self):
         asked = asyncio.Event()

@@ -13,6 +13,7 @@ import pytest
 from tokenhub.core.errors import NotFound
 from tokenhub.core.members import LONG
 from tokenhub.web import connection
+from tokenhub.web.body import ChunkedBody, SizedBody
 from tokenhub.web.http import ClientStream, Request, Response
 
 H = b"Host: h\r\n"
@@ -1256,5 +1257,36 @@ async def test_a_client_that_leaves_a_stream_leaves_no_circle_behind(http):
         client.reset()
         await until(lambda: not server.connections and not server._orphans)
         assert not [one for one in gc.get_objects() if type(one) in {Request, ClientStream}]
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("sent", "refused"),
+    [
+        (b"Content-Length: 100000\r\n\r\nhalf", False),
+        (b"Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n", False),
+        (b"Content-Length: 99999999\r\n\r\n", True),
+    ],
+    ids=["sized", "chunked", "refused"],
+)
+async def test_a_client_that_leaves_with_half_a_body_leaves_no_circle_behind(
+    http, echo, sent, refused
+):
+    """Else the bodies of thousands of such clients stay in memory until the collector comes."""
+    server = await http.serve(echo)
+    gc.collect()
+    gc.disable()
+    try:
+        client = await http.connect()
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\n" + sent)
+        if refused:
+            assert (await client.answer()).status == 413
+        else:
+            await until(lambda: any(one.state == connection.BODY for one in server.connections))
+        client.reset()
+        await until(lambda: not server.connections)
+        kinds = {Request, SizedBody, ChunkedBody}
+        assert not [one for one in gc.get_objects() if type(one) in kinds]
     finally:
         gc.enable()
