@@ -9,7 +9,7 @@ the lower id.
 from __future__ import annotations
 
 from itertools import repeat
-from math import exp
+from math import exp, fsum
 from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -78,7 +78,7 @@ def rank(
     if temperature <= 0 or len(ranked) == 1:
         return (_certain(ranked[0]), *ranked[1:]), "weighted"
     odds = [exp(-place / temperature) for place in range(len(ranked))]
-    total = sum(odds)
+    total = fsum(odds)  # sum() rounds in another way since Python 3.12; a replay must not
     spread = [
         msgspec.structs.replace(candidate, propensity=odd / total)
         for candidate, odd in zip(ranked, odds, strict=True)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from itertools import accumulate
-from math import exp, log, sqrt
+from math import exp, fsum, log, sqrt
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ def propensities(arms: Sequence[tuple[float, float]]) -> list[float]:
         columns.append((at, k, f0, f1, f2, f3, f4, f5))
     if b0 + b1 + b2 + b3 + b4 + b5 < TINY:
         # Thousands of arms: only what the products are to each other matters.
-        logs = [sum(map(log, f)) for f in list(zip(*columns, strict=True))[2:]]
+        logs = [fsum(map(log, f)) for f in list(zip(*columns, strict=True))[2:]]
         top = max(logs)
         b0, b1, b2, b3, b4, b5 = (exp(one - top) for one in logs)
     total = b0 + b1 + b2 + b3 + b4 + b5
@@ -249,7 +249,8 @@ def propensities(arms: Sequence[tuple[float, float]]) -> list[float]:
         k * (total - f0 * b0 - f1 * b1 - f2 * b2 - f3 * b3 - f4 * b4 - f5 * b5)
         for _, k, f0, f1, f2, f3, f4, f5 in columns
     ]
-    scale = (1.0 - FLOOR) / sum(wins)
+    # Not sum(), which rounds in another way since Python 3.12: a replay has the same propensity.
+    scale = (1.0 - FLOOR) / fsum(wins)
     chances = [FLOOR / count] * count
     for column, win in zip(columns, wins, strict=True):
         chances[column[0]] += win * scale

@@ -77,3 +77,11 @@ def test_a_softmax_over_ranks():
     for name, odd in zip("abc", odds, strict=True):
         assert found[name] == pytest.approx(odd / sum(odds))
     assert [one.model_id for one in ranked(fits, temperature=0.7, draw=0.999)] == ["c", "a", "b"]
+
+
+def test_a_softmax_is_the_same_to_the_last_bit_on_each_python():
+    fits = [fit(name) for name in "abcdefgh"]
+    for step in range(1, 40):
+        odds = [math.exp(-place / (step / 10)) for place in range(len(fits))]
+        best = ranked(fits, temperature=step / 10)[0]
+        assert best.propensity == odds[0] / math.fsum(odds)
