@@ -182,6 +182,8 @@ class AddressLimiter:
 
 
 def _is_address(text: str) -> bool:
+    if "%" in text:  # a zone, which may be as long as a header
+        return False
     try:
         ip_address(text)
     except ValueError:

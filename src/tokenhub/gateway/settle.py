@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _SESSIONS = (b"x-session-id", b"session-id", b"x-claude-code-session-id", b"x-session-affinity")
 _NAMES_A_SESSION = frozenset(_SESSIONS)
 MAX_SESSION = 128
+MAX_FINISH = 64  # a provider may say anything, and the event stream keeps the latest entries
 _NO_USAGE = Usage(source="")
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def entry_of(call: Call, catalog: Catalog) -> Entry:
         call.status,
         call.error_class,
         call.error,
-        call.finish_reason or "",
+        (call.finish_reason or "")[:MAX_FINISH],
         (call.ended - call.began) * 1000.0,
         call.ttft_ms,
         usage.prompt,

@@ -36,6 +36,8 @@ ANY_KEY = "key"  # a valid API key, whatever its scopes
 SCOPES = ("chat", "plan", "embeddings")  # a valid API key with that scope
 
 V1_BODY = 10 * 2**20
+# Of what anybody may have repeated to him: lines of answers are kept (``head.field_lines``).
+MAX_ECHOED = 1024
 ADMIN_BODY = 2 * 2**20
 
 
@@ -250,7 +252,7 @@ async def _preflight(request: Request, _: None) -> Response:
         *PRIVATE,
     ]
     asked = request.headers.get(b"access-control-request-headers")
-    if asked:
+    if asked and len(asked) <= MAX_ECHOED:
         headers[1] = (b"access-control-allow-headers", asked)
     return Response(204, b"", headers)
 

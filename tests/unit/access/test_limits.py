@@ -130,3 +130,10 @@ def test_an_address_is_the_last_one_that_no_trusted_proxy_wrote(clock):
     assert limiter.refused == 2
     clock.s += 1
     limiter.check("9.9.9.9", {})
+
+
+def test_an_address_with_a_zone_is_none(clock):
+    """A zone is text of any length, and addresses are kept."""
+    limiter = AddressLimiter(clock, 1, 1, ("10.0.0.0/8",))
+    limiter.check("10.0.0.1", {b"x-forwarded-for": b"fe80::1%" + b"a" * 30_000})
+    assert list(limiter._buckets) == ["10.0.0.1"]

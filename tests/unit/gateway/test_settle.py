@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from tokenhub.core.catalog import Model
+from tokenhub.core.catalog import EMPTY, Model
 from tokenhub.core.decision import Attempt, Candidate, Decision, RouteQuery, encode_attempts
-from tokenhub.gateway.settle import publish
+from tokenhub.gateway.call import Call
+from tokenhub.gateway.settle import MAX_FINISH, entry_of, publish
 from tokenhub.telemetry.events import EventBus
 from tokenhub.telemetry.journal import Entry
 
@@ -92,3 +93,10 @@ async def test_a_refused_request_was_never_decided_and_has_no_mode(status, kinds
     assert [one["type"] for one in events] == kinds
     assert all("mode" not in one for one in events)
     assert (events[-1]["error_msg"], events[-1]["status"]) == ("why not", status)
+
+
+def test_of_a_finish_reason_no_more_is_kept_than_a_word():
+    request = SimpleNamespace(id="r-1", client_id="", headers={})
+    call = Call(request, SimpleNamespace(key_id="k"), "/v1/chat", 1000, 0.0)
+    call.finish_reason = "stop" * 1000
+    assert len(entry_of(call, EMPTY).finish_reason) == MAX_FINISH

@@ -16,7 +16,7 @@ from tokenhub.storage.sqlite import SqliteDatabase
 from tokenhub.web.admin.table import AdminHandlers, admin_routes
 from tokenhub.web.answers import OPENAI
 from tokenhub.web.api.chat import ChatApi
-from tokenhub.web.edge import ADMIN, ANY_KEY, PUBLIC, SCOPES, Edge, Route
+from tokenhub.web.edge import ADMIN, ANY_KEY, MAX_ECHOED, PUBLIC, SCOPES, Edge, Route
 from tokenhub.web.gate import Gated
 from tokenhub.web.http import Response
 from tokenhub.web.routes import Handlers, routes
@@ -214,3 +214,22 @@ async def test_who_loses_the_right_while_the_body_comes_is_refused(http, keys):
 
     assert (await ask("/admin/v1/ask", "right", nothing))[0] == 200
     assert (await ask("/admin/v1/ask", "right", changed))[0] == 401
+
+
+async def test_a_preflight_names_what_was_asked_for_unless_that_is_long(http):
+    """What anybody may send must not fill the lines of answers that are kept."""
+    origin = b"https://a.test"
+    it = Edge((), SimpleNamespace(), SimpleNamespace(), cors_origins=frozenset({origin}))
+    await http.serve(it.handler, body_limit=it.max_body, render=it.failed)
+    client = await http.connect()
+    for asked, named in [
+        (b"x-mine", b"x-mine"),
+        (b"x" * MAX_ECHOED, b"x" * MAX_ECHOED),
+        (b"x" * (MAX_ECHOED + 1), b"authorization, content-type, x-api-key, x-request-id"),
+    ]:
+        fields = b"Origin: %b\r\nAccess-Control-Request-Headers: %b\r\n" % (origin, asked)
+        client.send(b"OPTIONS /v1/models HTTP/1.1\r\nHost: h\r\n" + fields + b"\r\n")
+        answer = await client.answer()
+        assert answer.status == 204
+        assert answer.headers[b"access-control-allow-origin"] == origin
+        assert answer.headers[b"access-control-allow-headers"] == named
