@@ -20,6 +20,7 @@ from tokenhub.gateway.pipeline import Pipeline
 from tokenhub.providers import adapters
 from tokenhub.providers.upstream import Answer, Timeouts
 from tokenhub.routing.router import Router
+from tokenhub.storage.spool import FileSpool
 from tokenhub.storage.sqlite import SqliteDatabase
 
 FOREVER = None
@@ -100,7 +101,7 @@ class Stream(Answer):
 
 
 class Upstream:
-    """Answers by the host's script: an Answer, an error to raise, or FOREVER.
+    """Answers by the host's script: an Answer (or what makes one), an error to raise, or FOREVER.
 
     Attributes:
         asked: hosts in the order they were asked.
@@ -123,6 +124,8 @@ class Upstream:
                 await asyncio.get_running_loop().create_future()
             finally:
                 self.left.append(origin.host)
+        if callable(step):
+            step = await step()
         if isinstance(step, Exception):
             raise step
         if isinstance(step, bytes):
@@ -200,8 +203,9 @@ def grant(**fields):
 class Stage:
     """A gateway over scripted providers; each has one model of the same name."""
 
-    def __init__(self, clock, ledger, upstream, lanes, pipeline, router, calls):
+    def __init__(self, clock, db, ledger, upstream, lanes, pipeline, router, calls):
         self.clock = clock
+        self.db = db
         self.ledger = ledger
         self.upstream = upstream
         self.lanes = lanes
@@ -214,10 +218,11 @@ class Stage:
 
 
 @asynccontextmanager
-async def stage(path, scripts, *, first_token_s=5.0, hedging=None, aliases=None):
+async def stage(path, scripts, *, first_token_s=5.0, hedging=None, aliases=None, spooled=False):
     clock = SystemClock()
-    db = await SqliteDatabase.open(path / "stage.sqlite", clock)
-    ledger = await Ledger.open(db, clock)
+    file = path / "stage.sqlite"
+    db = await SqliteDatabase.open(file, clock)
+    ledger = await Ledger.open(db, clock, FileSpool(file) if spooled else None)
     catalog = Catalog(
         version=1,
         providers={
@@ -245,7 +250,7 @@ async def stage(path, scripts, *, first_token_s=5.0, hedging=None, aliases=None)
         observers=[calls.append],
     )
     try:
-        yield Stage(clock, ledger, upstream, lanes, pipeline, router, calls)
+        yield Stage(clock, db, ledger, upstream, lanes, pipeline, router, calls)
         assert ledger.open_holds == 0
     finally:
         await ledger.close()
