@@ -120,6 +120,14 @@ class Ledger:
             spool.clear()
         if start.replayed:
             _log.warning("What a killed process had settled was booked: %d.", start.replayed)
+        if start.last_day > (today := day_of(now_ms)):
+            _log.warning(
+                "The clock says %d, and the books have come to %d: until then no day and no month "
+                "begins, so no daily or monthly budget is renewed. Set the clock right, or give a "
+                "key its budget back with `tokenhubctl apikey paid`.",
+                today,
+                start.last_day,
+            )
         return cls(db, clock, start, spool)
 
     @property

@@ -6,11 +6,11 @@ A request is one row. The rewards of its attempts are not stored: they follow fr
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from tokenhub.core.losses import Losses
 from tokenhub.routing.evidence_log import OLDEST_BASE_MS, EvidenceLog, read_evidence
 from tokenhub.routing.record import encode_record
 from tokenhub.routing.reward import LATENCY_BUDGET_MS, latency_budget
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from tokenhub.routing.rules import Rules
     from tokenhub.routing.tried import Tried
     from tokenhub.storage.database import Database, Transaction
-
-log = logging.getLogger(__name__)
 
 FLUSH_S = 0.02
 PIECE = 128  # rows written at once: some 0.4 ms, for which others wait
@@ -115,6 +113,7 @@ class RewardLog:
         self._waiting = False
         self._unwritten = 0  # queued for the writer
         self.dropped = 0
+        self._losses = Losses("decision log")
 
     def feedback(self, request_id: str, attempt: int, score: float, change: float) -> None:
         """Log that a judgement moved a reward."""
@@ -197,10 +196,12 @@ class RewardLog:
 
         def done(error: BaseException | None) -> None:
             self._unwritten -= count
-            if error is not None:
+            if error is None:
+                self._losses.written()
+            else:
                 self.dropped += count
                 self._known.clear()  # the rules may be among them
-                log.error("%d rows of the decision log are lost.", count, exc_info=error)
+                self._losses.lost(count, error)
 
         self._db.write_soon(save, done, patient=True)
 

@@ -180,6 +180,23 @@ def open_private(path: Path, *, flags: int = 0, folder: int | None = None) -> in
     return descriptor
 
 
+def sync_folder(path: Path) -> None:
+    """Have the names of a directory outlive a power cut.
+
+    Raises:
+        StorageRefused: the disk says no.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        raise StorageRefused(
+            f"{path} cannot be synced: {error.strerror}. Check the disk."
+        ) from error
+    finally:
+        os.close(descriptor)
+
+
 def require_private(path: Path) -> None:
     """Check that a file, if it is there, is our own regular file, and make it 0600.
 

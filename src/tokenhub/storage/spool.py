@@ -19,7 +19,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, Protocol
 
 from tokenhub.storage.database import StorageFailed, StorageRefused
-from tokenhub.storage.files import open_private
+from tokenhub.storage.files import open_private, sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,6 +108,7 @@ class FileSpool:
         try:
             for number in range(2):
                 self._parts.append(_Part(folder / f"{database.name}-spool-{number}"))
+            sync_folder(folder)  # a file that is synced outlives a power cut only if its name does
         except BaseException:
             self.close()
             raise

@@ -76,6 +76,11 @@ class SqliteDatabase:
                 with closing(_connect(path)) as connection:
                     _migrate(connection, known, clock)
                 return cls(path, loop)
+            except apsw.BusyError as error:
+                raise StorageRefused(
+                    f"Another program holds the database {path}. Close what has it open (an "
+                    "`sqlite3` shell, a script), then start again."
+                ) from error
             except apsw.Error as error:
                 raise StorageRefused(
                     f"The database {path} cannot be opened: {error}. Check the disk, or restore "

@@ -29,6 +29,8 @@ _CONSTRAINTS = {
     apsw.SQLITE_CONSTRAINT_CHECK: "check",
     apsw.SQLITE_CONSTRAINT_NOTNULL: "not_null",
 }
+_CHECK_DISK = "Check the disk with `df`; the server's log says more."
+_FREE = "Close what writes to it (an `sqlite3` shell, a script)."
 _FAILURES = {
     apsw.FullError: "The disk with the database is full.",
     apsw.IOError: "The disk with the database reports an error.",
@@ -261,4 +263,4 @@ def translated(error: Exception) -> Exception:
     message = _FAILURES.get(type(error)) if isinstance(error, apsw.Error) else None
     if message is None:
         return error
-    return StorageFailed(message, hint="Check the disk with `df`; the server's log says more.")
+    return StorageFailed(message, hint=_FREE if type(error) is apsw.BusyError else _CHECK_DISK)

@@ -7,7 +7,6 @@ not fit is dropped, counted and shown.
 from __future__ import annotations
 
 import asyncio
-import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,13 +15,12 @@ from msgspec.structs import astuple
 
 from tokenhub.core.decision import Attempt
 from tokenhub.core.errors import NotFound
+from tokenhub.core.losses import Losses
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tokenhub.storage.database import Database, Row, Transaction
-
-log = logging.getLogger(__name__)
 
 MOST_PENDING = 20_000
 FLUSH_S = 0.02  # more at once keeps the others from the writer, and from the core, for longer
@@ -120,6 +118,7 @@ class Journal:
         self._next = 1
         self.written = 0
         self.dropped = 0
+        self._losses = Losses("request log")
 
     async def open(self) -> None:
         """Go on numbering where the last life ended."""
@@ -162,9 +161,10 @@ class Journal:
             self._unwritten -= count
             if error is None:
                 self.written += count
+                self._losses.written()
             else:
                 self.dropped += count
-                log.error("%d rows of the request log are lost.", count, exc_info=error)
+                self._losses.lost(count, error)
 
         self._db.write_soon(save, done, patient=True)
 

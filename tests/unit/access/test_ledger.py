@@ -339,6 +339,18 @@ async def test_a_clock_set_back_gives_no_money_back(ledger, db, clock):
     await again.close()
 
 
+async def test_a_clock_behind_the_books_is_said_at_the_start(ledger, db, clock, caplog):
+    async with spend(ledger, Key(), 1):
+        pass
+    await ledger.close()
+    await (await Ledger.open(db, clock)).close()
+    assert "renewed" not in caplog.text
+    clock.set("2026-10-15T00:00:00")
+    await (await Ledger.open(db, clock)).close()
+    assert "The clock says 20261015, and the books have come to 20261123" in caplog.text
+    assert "apikey paid" in caplog.text
+
+
 async def test_a_changed_limit_holds_at_once_in_both_directions(ledger, db, books):
     low, high = Key(monthly_budget=50), Key(monthly_budget=200)
     async with spend(ledger, Key(monthly_budget=100), 90) as hold:

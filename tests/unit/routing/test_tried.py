@@ -172,7 +172,7 @@ async def test_rows_that_cannot_be_written_are_counted_as_dropped(log, db, caplo
     log.flush()
     await db.write(lambda _: None, patient=True)
     assert log.dropped == 3
-    assert "3 rows of the decision log are lost" in caplog.text
+    assert "The decision log cannot be written; its rows are lost." in caplog.text
 
 
 async def test_what_the_writer_has_not_taken_fills_the_queue_too(log, db, monkeypatch):

@@ -312,6 +312,28 @@ def test_a_full_disk_is_said_and_what_stood_before_is_kept(spool, path, monkeypa
         spool.append(b"before")
 
 
+def test_the_names_of_the_files_are_synced(path, monkeypatch):
+    """Else a power cut may leave no file with what was synced in it."""
+    seen = []
+
+    def fsync(descriptor):
+        assert os.path.samestat(os.fstat(descriptor), path.parent.stat())
+        seen.append(sorted(file.name for file in path.parent.iterdir()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    FileSpool(path).close()
+    assert seen == [[f"{path.name}-spool-0", f"{path.name}-spool-1"]]
+
+
+def test_a_disk_that_cannot_sync_the_names_is_said(path, monkeypatch):
+    def fsync(_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(StorageRefused, match=r"cannot be synced: Input/output error"):
+        FileSpool(path)
+
+
 def test_a_full_disk_at_the_start_is_said(path, monkeypatch):
     def none(*_):
         raise OSError(28, "No space left on device")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -241,12 +242,24 @@ async def test_another_program_holding_the_file_is_an_error_and_not_a_hang(tmp_p
     db = await opened(tmp_path)
     other = apsw.Connection(str(tmp_path / "s.sqlite"))
     other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(StorageFailed, match="Another program"):
+    with pytest.raises(StorageFailed, match="Another program") as failed:
         await db.write(put(1))
+    assert "sqlite3" in failed.value.hint
     other.execute("ROLLBACK")
     other.close()
     await db.write(put(1))
     await db.close()
+
+
+async def test_a_file_held_at_the_start_is_not_taken_for_a_broken_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_MS", 20)
+    await (await opened(tmp_path)).close()
+    with contextlib.closing(apsw.Connection(str(tmp_path / "s.sqlite"))) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StorageRefused, match="Another program") as refused:
+            await opened(tmp_path)
+    assert "backup" not in str(refused.value)
 
 
 def test_results_after_the_loop_is_closed_are_not_a_crash(tmp_path, caplog):

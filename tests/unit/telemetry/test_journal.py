@@ -113,7 +113,7 @@ async def test_rows_that_cannot_be_written_are_counted_as_dropped(journal, db, c
     journal.append(entry(2))
     await journal.settled()
     assert (journal.pending, journal.written, journal.dropped) == (0, 0, 2)
-    assert "2 rows of the request log are lost" in caplog.text
+    assert "The request log cannot be written; its rows are lost." in caplog.text
 
 
 async def test_numbering_goes_on_after_a_restart(journal, db):
