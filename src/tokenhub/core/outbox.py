@@ -51,6 +51,10 @@ class Outbox:
             if len(data) > _AT_ONCE:
                 self.flush()
 
+    def holds(self, transport: asyncio.WriteTransport) -> bool:
+        """Whether something written for ``transport`` has not left yet."""
+        return transport in self._pending
+
     def after(self, call: Callable[[Any], None], value: object) -> None:
         """Have ``call(value)`` done once this turn's bytes have left: nobody waits for it."""
         if not self._scheduled:

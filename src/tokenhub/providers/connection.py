@@ -47,7 +47,7 @@ _NO_HEADERS: dict[bytes, bytes] = {}
 
 
 class StaleConnection(TransportError):
-    """A reused connection was closed by the other end before any byte of the answer."""
+    """A reused connection was closed or spoiled by the other end before the answer began."""
 
 
 class Owner(Protocol):
@@ -229,6 +229,9 @@ class Connection(asyncio.Protocol):
         head = found = None
         fed: bytes | memoryview = data
         if not self._wire:
+            if self._outbox.holds(self._transport):
+                self._spoke_first()
+                return
             for frame in self._frames.known:
                 if (found := frame.match(data, 0, MAX_KNOWN)) is None:
                     continue
@@ -446,6 +449,13 @@ class Connection(asyncio.Protocol):
         else:
             self.close()
 
+    def _spoke_first(self) -> None:
+        # Bytes that came before the request left are no answer to it. Taken for one, they would
+        # give each request from here on the answer to the one before it.
+        kind = StaleConnection if self.uses > 1 else TransportError
+        message = "the provider spoke before it was asked"
+        self.close(kind(FailureClass.GARBAGE, message, sent=False))
+
     def _refuse(self) -> None:
         self.close(TransportError(FailureClass.GARBAGE, self._fault, sent=True))
 
@@ -467,7 +477,8 @@ class Connection(asyncio.Protocol):
             late = self._loop.time() - self._started > STALE_SECONDS
             kind = StaleConnection if self.uses > 1 and not late else TransportError
             message = "the connection was closed without an answer"
-            self.close(kind(FailureClass.RESET, message, sent=True))
+            sent = not self._outbox.holds(self._transport)
+            self.close(kind(FailureClass.RESET, message, sent=sent))
 
 
 def _size(headers: dict[bytes, bytes]) -> int:

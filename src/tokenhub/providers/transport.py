@@ -4,8 +4,8 @@
        └─ none: below the cap open one, at the cap wait for one
 
 Taking a free connection needs no await, so a request on a warm pool costs one future round trip.
-Nothing is retried except a request on a reused connection that the other end had already closed;
-that one goes out once more on a new connection. Redirects are never followed.
+Nothing is retried except a request on a reused connection that the other end had already closed, or
+spoken on unasked; that one goes out once more on a new connection. Redirects are never followed.
 """
 
 from __future__ import annotations

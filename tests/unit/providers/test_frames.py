@@ -113,6 +113,7 @@ def drive(loop, frames, exchanges, *, eof=False):
 
 async def exchange(connection, wire, owner, pieces, stream, eof, seen):
     waiter = connection.exchange(b"", Timeouts(), stream)
+    connection._outbox.flush()
     body = bytearray()
     for piece in pieces:
         if not wire.closed:

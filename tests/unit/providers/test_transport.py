@@ -6,12 +6,14 @@ import datetime as dt
 import gc
 import ipaddress
 import itertools
+import os
 import socket
 import ssl
 import struct
 
 import msgspec
 import pytest
+import uvloop
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -514,6 +516,35 @@ class TestStaleConnections:
             await until(lambda: transport.connections() == (0, 0))
             assert (await transport.send(server.origin, post(), QUICK, stream=False)).body == b"2"
 
+    async def test_words_before_the_request_has_left_are_no_answer_to_it(self, transport):
+        if not isinstance(asyncio.get_running_loop(), uvloop.Loop):
+            pytest.skip("asyncio's own loop reads what there is only after the request has left")
+        peers = []
+
+        async def script(peer):
+            peers.append(peer)
+            await peer.request()
+            await peer.send(answer(b"%d" % peer.number))
+            await peer.until_closed()
+
+        async with upstream(script) as server:
+            assert (await transport.send(server.origin, post(), QUICK, stream=False)).body == b"1"
+            # They are there when it is written, and it leaves at the end of this turn.
+            os.write(peers[0].writer.get_extra_info("socket").fileno(), answer(b"evil"))
+            assert (await transport.send(server.origin, post(), QUICK, stream=False)).body == b"2"
+        assert (server.accepts, len(server.requests)) == (2, 2)
+
+    async def test_a_request_that_has_not_left_was_not_sent(self):
+        loop = asyncio.get_running_loop()
+        for end in (Connection.eof_received, lambda spoken_to: spoken_to.data_received(answer())):
+            connection = Connection(loop, Kept(), Outbox(loop))
+            connection.connection_made(Wire())
+            waiter = connection.exchange(b"request", PATIENT, stream=False)
+            end(connection)
+            with pytest.raises(TransportError) as caught:
+                await waiter
+            assert not caught.value.sent
+
     async def test_a_second_answer_in_the_same_read_is_dropped(self, transport):
         async with upstream(once(answer(b"1") + answer(b"2"), then="hang")) as server:
             for _ in range(2):
@@ -541,12 +572,14 @@ class TestLimits:
         connection = Connection(loop, owner, Outbox(loop))
         connection.connection_made(wire)
         first = connection.exchange(b"", Timeouts(first_byte=5.0, idle=50.0), stream=True)
+        connection._outbox.flush()
         connection.data_received(chunked(b"a", end=False))
         connection.check(loop.time() + 20.0)
         connection.check(loop.time() + 60.0)
         connection.data_received(b"0\r\n\r\n")
         assert await (await first).read() == b"a"
         second = connection.exchange(b"", Timeouts(first_byte=5.0, total=9.0), stream=False)
+        connection._outbox.flush()
         connection.check(loop.time() + 4.0)
         assert not second.done()
         connection.check(loop.time() + 6.0)
@@ -851,6 +884,7 @@ async def outcome(pieces, *, stream, eof=False):
     connection = Connection(loop, owner, Outbox(loop))
     connection.connection_made(wire)
     waiter = connection.exchange(b"", QUICK, stream=stream)
+    connection._outbox.flush()
     for piece in pieces:
         if not wire.closed:
             connection.data_received(piece)
@@ -1158,8 +1192,10 @@ class TestCancelling:
         connection = Connection(loop, owner, Outbox(loop))
         connection.connection_made(wire)
         first = connection.exchange(b"", PATIENT, stream=stream)
+        connection._outbox.flush()
         connection.data_received(answer(b"1"))
         second = connection.exchange(b"", PATIENT, stream=stream)
+        connection._outbox.flush()
         connection.withdraw(first)
         assert not wire.closed
         connection.data_received(answer(b"2"))
@@ -1172,6 +1208,7 @@ class TestCancelling:
         connection = Connection(loop, owner, Outbox(loop))
         connection.connection_made(wire)
         waiter = connection.exchange(b"", PATIENT, stream=True)
+        connection._outbox.flush()
         waiter.cancel()
         connection.data_received(chunked(b"abc", end=False))
         assert wire.closed

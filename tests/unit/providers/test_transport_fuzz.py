@@ -91,9 +91,11 @@ def pieces_of(data, cuts):
 def drive(loop, pieces, *, stream, eof):
     """Everything a caller can see of an answer in these pieces."""
     owner, wire = Owner(), Wire()
-    connection = Connection(loop, owner, Outbox(loop))
+    outbox = Outbox(loop)
+    connection = Connection(loop, owner, outbox)
     connection.connection_made(wire)
     waiter = connection.exchange(b"", Timeouts(), stream=stream)
+    outbox.flush()
     for piece in pieces:
         if not wire.closed and not (waiter.done() and owner.released_times):
             connection.data_received(piece)
