@@ -14,6 +14,7 @@ from tokenhub.access.admin_token import AdminToken
 from tokenhub.access.keys import Keys, load_pepper
 from tokenhub.access.ledger import Ledger
 from tokenhub.access.limits import AddressLimiter, KeyLimits
+from tokenhub.access.past_days import add_up
 from tokenhub.core.catalog import secret_name
 from tokenhub.core.clock import SystemClock
 from tokenhub.core.errors import HubError
@@ -267,6 +268,9 @@ class App:
             clock,
             (
                 Rule("request_log", settings.log_retention_days, self.journal.prune),
+                Rule(
+                    "ledger_attempts", settings.log_retention_days, partial(add_up, self.db, clock)
+                ),
                 Rule("transcripts", settings.log_retention_days, transcripts.prune),
                 Rule("decision_log", settings.decision_retention_days, self.rewards.prune),
                 Rule("series", 1, lambda _: self.observer.prune()),

@@ -209,7 +209,12 @@ VARIABLES = (
     Variable("ADMIN_RATE_LIMIT_BURST", _whole(1, 1_000_000), "60", "burst of the same"),
     Variable("HEALTH_PROBE_DISABLED", _flag, "false", "no background probes"),
     Variable("SHUTDOWN_DRAIN_SECS", _whole(0, 28), "25", "wait for running requests at SIGTERM"),
-    Variable("LOG_RETENTION_DAYS", _whole(0, 3_660), "90", "request log; 0 = for ever"),
+    Variable(
+        "LOG_RETENTION_DAYS",
+        _whole(0, 3_660),
+        "90",
+        "request log, attempts in the books; 0 = for ever",
+    ),
     Variable("DECISION_RETENTION_DAYS", _whole(0, 3_660), "30", "rewards, decisions; 0 = for ever"),
     Variable(
         "SERIES_RETENTION_DAYS",

@@ -26,12 +26,20 @@ MAX_REASON = 500
 
 _COLUMNS = {"key": "key_id", "model": "model_id", "provider": "provider_id", "day": "day"}
 _SPEND = """
-SELECT {column}, COUNT(*), SUM(settled + overrun), SUM(overrun),
-  SUM(CASE WHEN state = 'open' THEN reserved ELSE 0 END), SUM(prompt), SUM(completion),
-  SUM(cached_read), SUM(cached_write), SUM(reasoning),
-  SUM(CASE WHEN price_source = 'unknown' AND prompt + completion > 0 THEN 1 ELSE 0 END),
-  SUM(CASE WHEN flag IN ('counted', 'cut', 'crash') THEN 1 ELSE 0 END)
-FROM ledger_attempts WHERE opened_at >= :since AND opened_at < :until
+SELECT {column}, SUM(attempts), SUM(settled + overrun), SUM(overrun), SUM(reserved), SUM(prompt),
+  SUM(completion), SUM(cached_read), SUM(cached_write), SUM(reasoning), SUM(unpriced), SUM(inexact)
+FROM (
+  SELECT key_id, model_id, provider_id, day, 1 AS attempts, settled, overrun,
+    CASE WHEN state = 'open' THEN reserved ELSE 0 END AS reserved, prompt, completion, cached_read,
+    cached_write, reasoning,
+    CASE WHEN price_source = 'unknown' AND prompt + completion > 0 THEN 1 ELSE 0 END AS unpriced,
+    CASE WHEN flag IN ('counted', 'cut', 'crash') THEN 1 ELSE 0 END AS inexact
+  FROM ledger_attempts WHERE opened_at >= :since AND opened_at < :until
+  UNION ALL
+  SELECT key_id, model_id, provider_id, day, attempts, settled, overrun, 0, prompt, completion,
+    cached_read, cached_write, reasoning, unpriced, inexact
+  FROM ledger_days WHERE began_at >= :since AND began_at < :until
+) AS spent
 GROUP BY {column} ORDER BY {order}
 """
 _ACCOUNTS = """
@@ -138,7 +146,8 @@ class Bookkeeper:
     async def spend(self, by: By, *, since: int = 0, until: int = 1 << 62) -> list[SpendRow]:
         """What attempts opened in [since, until) (Unix ms) cost, dearest group first.
 
-        ``day`` goes by date. Every attempt counts, also one that failed but cost money.
+        ``day`` goes by date. Every attempt counts, also one that failed but cost money. Days past
+        the retention count whole, where they begin in [since, until).
         """
         if by not in _COLUMNS:
             raise InvalidRequest(f"`by` must be one of {', '.join(GROUPS)}.", param="by")

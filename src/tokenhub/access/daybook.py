@@ -32,6 +32,7 @@ RETRY = 5.0
 
 _EPOCH = "SELECT 1 FROM ledger_epochs WHERE epoch = ? AND started_at = ?"
 _STATE = "SELECT state, reserved FROM ledger_attempts WHERE id = ?"
+_ADDED_UP = "SELECT COALESCE(MAX(last_id), 0) FROM ledger_days"
 _ACCOUNT = f"""
 INSERT INTO ledger_accounts (key_id, kind, period, ceiling) VALUES (?, ?, ?, {UNLIMITED})
 ON CONFLICT (key_id, kind, period) DO NOTHING
@@ -203,19 +204,22 @@ class Daybook:
 def replay(tx: Transaction, records: list[bytes]) -> int:
     """Book what a dead process had noted and may not have committed; how many ended so.
 
-    A second time changes nothing: a row that stands closed is as it was noted, and one that was
-    noted as open stands.
+    A second time changes nothing: a row that stands closed is as it was noted, one that was noted
+    as open stands, and one that does not stand any more was added up with its day.
 
     Raises:
         StorageRefused: the notes belong to another database or another release.
     """
     adds: dict[tuple[str, str, int], list[int]] = {}
     booked = 0
+    [(added_up,)] = tx.execute(_ADDED_UP)
     for record in records:
         for row in _rows(tx, record):
             found = tx.execute(_STATE, row[:1])
             ended = row[_OPENING] != "open"
             reserved = 0 if ended else row[_RESERVED]
+            if not found and row[0] <= added_up:
+                continue
             if not found:
                 tx.execute(WHOLE, row)
             elif ended and found[0][0] == "open":

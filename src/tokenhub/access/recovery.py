@@ -39,7 +39,9 @@ UPDATE ledger_epochs SET closed_at = :now_ms, low_id = :low_id WHERE epoch = :ep
 """
 _NEXT = """
 SELECT (SELECT COALESCE(MAX(epoch), 0) + 1 FROM ledger_epochs),
-       (SELECT COALESCE(MAX(id), 0) + 1 FROM ledger_attempts),
+       (SELECT MAX(id) + 1 FROM (
+          SELECT COALESCE(MAX(id), 0) AS id FROM ledger_attempts
+          UNION ALL SELECT COALESCE(MAX(last_id), 0) FROM ledger_days) AS ids),
        (SELECT COALESCE(MAX(id), 0) + 1 FROM ledger_accounts),
        (SELECT COALESCE(MAX(CASE kind WHEN 'month' THEN period * 100 + 1 ELSE period END), 0)
         FROM ledger_accounts)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from tokenhub.access.accounts import DAY_MS
 from tokenhub.core.money import format_usd
 
 if TYPE_CHECKING:
@@ -27,6 +28,12 @@ SELECT key_id, kind, period, SUM(settled), SUM(reserved), SUM(overrun), SUM(foun
   UNION ALL
   SELECT key_id, 'total', 0, settled,
     CASE WHEN state = 'open' THEN reserved ELSE 0 END, overrun, 0 FROM ledger_attempts
+  UNION ALL
+  SELECT key_id, 'month', day / 100, settled, 0, overrun, 0 FROM ledger_days
+  UNION ALL
+  SELECT key_id, 'day', day, settled, 0, overrun, 0 FROM ledger_days
+  UNION ALL
+  SELECT key_id, 'total', 0, settled, 0, overrun, 0 FROM ledger_days
   UNION ALL
   SELECT key_id, kind, period, settled, 0, overrun, 0 FROM ledger_entries
   UNION ALL
@@ -52,8 +59,9 @@ WHERE state NOT IN ('open', 'settled', 'released')
 _DEAD = "SELECT id, request_id, attempt FROM ledger_attempts WHERE state = 'open' AND epoch <> ?"
 
 # The log may lack requests (it is pruned, and drops what does not fit), but what it says an answer
-# cost must be what was booked. A crash books the bound, whatever was logged before.
-_LOGGED = """
+# cost must be what was booked. A crash books the bound, whatever was logged before. Of days that
+# were added up, nobody knows which request an attempt belonged to.
+_LOGGED = f"""
 SELECT l.request_id, l.cost, COALESCE(a.booked, 0)
 FROM request_log l
 LEFT JOIN (
@@ -62,8 +70,9 @@ LEFT JOIN (
   FROM ledger_attempts GROUP BY request_id
 ) a ON a.request_id = l.request_id
 WHERE l.cost IS NOT NULL AND l.cost <> COALESCE(a.booked, 0) AND COALESCE(a.unsure, 0) = 0
+  AND l.at_ms >= COALESCE((SELECT MAX(began_at) + {DAY_MS} FROM ledger_days), 0)
 ORDER BY l.seq
-"""
+"""  # noqa: S608 - a constant
 
 
 class Problem(msgspec.Struct, frozen=True):

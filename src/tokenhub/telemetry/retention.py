@@ -7,7 +7,8 @@
 | series of seconds     | 1 hour                                                           |
 | series of minutes     | 7 days, or the retention if that is shorter                      |
 | series of hours, days | as set by ``tsdb retention``, or TOKENHUB_SERIES_RETENTION_DAYS  |
-| audit trail, ledger   | for ever: they are proof                                         |
+| attempts in the books | as the request log, this month and the last in any case          |
+| audit trail, accounts | for ever: they are proof                                         |
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from tests.unit.access.money import PRICED, Key, StillClock, at_ms, most, used
 from tokenhub.access.accounts import day_of
 from tokenhub.access.bookkeeper import Bookkeeper
 from tokenhub.access.ledger import Ledger
+from tokenhub.access.past_days import add_up
 from tokenhub.core.clock import SystemClock
 from tokenhub.core.errors import InvalidRequest, PaymentRequired
 from tokenhub.storage.spool import FileSpool
@@ -513,6 +514,16 @@ class LedgerLife(RuleBasedStateMachine):
         self.run_and_flush(self.books.mark_paid(key_id))
         for sums in (month, day):
             sums.settled = sums.overrun = 0
+
+    @rule(days=st.integers(0, 100))
+    def old_attempts_are_added_up(self, days):
+        before = self.clock.ms - days * 86_400_000
+        self.run_and_flush(add_up(self.db, self.clock, before))
+
+    @rule()
+    def a_quarter_passes(self):
+        self.clock.ms += 92 * 86_400_000
+        self.ledger._today()
 
     @invariant()
     def the_books_agree(self):
