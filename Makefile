@@ -195,7 +195,7 @@ endif
 
 # So does one that is asked to change its Python: PYTHON=python3.12 make test.
 ifneq ($(PYTHON),)
-ifneq ("$(file <.venv/.python)","$(shell PYTHON='$(PYTHON)' sh tools/find-python 2>/dev/null)")
+ifneq ("$(file <.venv/.python)","$(or $(shell PYTHON='$(PYTHON)' sh tools/find-python 2>/dev/null),none)")
 .venv/.bootstrap: FORCE
 endif
 endif

@@ -136,3 +136,11 @@ def test_a_clone_that_was_moved_builds_its_environment_anew(built, tmp_path):
 def test_another_python_builds_the_environment_anew(built):
     assert "-m venv" not in plan(built, f"PYTHON={sys.executable}")
     assert "-m venv --clear" in plan(built, f"PYTHON={sys._base_executable}")
+
+
+def test_a_python_that_cannot_be_used_is_an_error(built):
+    (built / ".venv/.python").unlink()
+    command = ["make", "run", "PYTHON=/nowhere/python"]
+    answer = subprocess.run(command, cwd=built, capture_output=True, text=True, check=False)
+    assert answer.returncode == 2
+    assert "PYTHON=/nowhere/python does not run" in answer.stderr
