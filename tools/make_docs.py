@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import tokenhub
-from tokenhub.core.errors import FailureClass, HubError
+from tokenhub.core.errors import FailureClass, HubError, InvalidRequest, UpstreamFailed, VaultLocked
+from tokenhub.routing.refusal import CODES, KINDS, VERDICTS, WORDS
 from tokenhub.settings import PREFIX, VARIABLES
 from tokenhub.telemetry.events import TYPES
 from tokenhub.web.admin.budget import BudgetAdmin
@@ -36,6 +37,7 @@ from tokenhub.web.api.chat import ChatApi
 from tokenhub.web.api.health import HealthApi
 from tokenhub.web.api.metrics import MetricsApi
 from tokenhub.web.api.models import ModelsApi
+from tokenhub.web.head import Refused
 from tokenhub.web.routes import Handlers, routes
 from tokenhubctl.cli import root
 from tokenhubctl.commands import SECTIONS
@@ -43,7 +45,7 @@ from tokenhubctl.commands.help import tree
 from tokenhubctl.topics import TOPICS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from tokenhub.web.edge import Route
 
@@ -52,6 +54,7 @@ PLACE = ROOT / "docs" / "reference"
 SOURCE = ROOT / "src" / "tokenhub"
 NOTE = "<!-- Written by `make docs`; a test fails when it is stale. -->\n"
 MOST_MESSAGES = 3
+UPSTREAM_STATUS = 502  # where none is given
 WHO = {
     "public": "anybody",
     "admin": "admin token",
@@ -197,8 +200,7 @@ def errors() -> str:
     """errors.md"""
     classes = {one.__name__: one for one in _subclasses(HubError)}
     found: dict[tuple[str, int], list[str]] = {}
-    for name, code, message in sorted(_codes(classes)):
-        status = 502 if name == "UpstreamFailed" else classes[name].status
+    for code, status, message in sorted(_codes(classes) | set(_of_routing())):
         found.setdefault((code, status), []).append(message)
     rows = [
         [f"`{code}`", status, " / ".join(dict.fromkeys(messages[:MOST_MESSAGES]))]
@@ -245,10 +247,45 @@ def _template(node: ast.expr) -> str:
     return "…"
 
 
-def _codes(classes: Mapping[str, type[HubError]]) -> set[tuple[str, str, str]]:
-    """(class, code, message) of every error that is made anywhere in the server."""
+def _of_routing() -> Iterator[tuple[str, int, str]]:
+    """(code, status, message) of the errors that stand in routing's tables."""
+    for reason, words in WORDS.items():
+        kind = VaultLocked if reason == "vault_locked" else KINDS.get(reason, InvalidRequest)
+        status = UPSTREAM_STATUS if kind is UpstreamFailed else kind.status
+        said = re.sub(r"\{\w+\}", "…", words)
+        yield CODES.get(reason, reason), status, f"`…` cannot answer: {said}."
+    for _, status, code in VERDICTS:
+        yield code, status, "`…` at `…` failed…: …"
+
+
+def _constant(node: ast.expr | None) -> object:
+    return node.value if isinstance(node, ast.Constant) else None
+
+
+def _choices(node: ast.expr) -> list[str]:
+    """The codes that are written in an expression."""
+    if isinstance(node, ast.IfExp):
+        return _choices(node.body) + _choices(node.orelse)
+    written = _constant(node)
+    return [written] if isinstance(written, str) else []
+
+
+def _status(kind: type[HubError], node: ast.Call) -> int:
+    """The status of an error, as far as it is written where the error is made."""
+    given = [item.value for item in node.keywords if item.arg == "status"]
+    given += node.args[:1] if kind is Refused else []
+    written = _constant(given[0]) if given else None
+    if isinstance(written, int):
+        return written
+    return UPSTREAM_STATUS if kind is UpstreamFailed else kind.status
+
+
+def _codes(classes: Mapping[str, type[HubError]]) -> set[tuple[str, int, str]]:
+    """(code, status, message) of every error that is made anywhere in the server."""
     found = set()
     for file in SOURCE.rglob("*.py"):
+        if file.name == "app.py":  # its errors end a start, no request
+            continue
         for node in ast.walk(ast.parse(file.read_text())):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
                 continue
@@ -256,17 +293,13 @@ def _codes(classes: Mapping[str, type[HubError]]) -> set[tuple[str, str, str]]:
             if kind is None:
                 continue
             given = [item.value for item in node.keywords if item.arg == "code"]
-            constants = [
-                leaf.value
-                for value in given
-                for leaf in ast.walk(value)
-                if isinstance(leaf, ast.Constant) and isinstance(leaf.value, str)
-            ]
-            # A branch is a choice of codes; its test may hold text that is none.
-            codes = [code for code in constants if re.fullmatch(r"[a-z][a-z_]+", code)]
-            default = kind.default_code or ""
-            said = _template(node.args[0]) if node.args else sentence(kind)
-            found |= {(kind.__name__, code, said) for code in codes or [default] if code}
+            words = node.args
+            if kind is Refused:
+                given, words = words[1:2], words[2:]
+            codes = [code for value in given for code in _choices(value)]
+            said = _template(words[0]) if words else sentence(kind)
+            status = _status(kind, node)
+            found |= {(code, status, said) for code in codes or [kind.default_code]}
     return found
 
 

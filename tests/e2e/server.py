@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -30,6 +31,26 @@ class Reply:
 
     def json(self) -> Any:
         return json.loads(self.body)
+
+
+def documented_codes() -> frozenset[str]:
+    """The codes in docs/reference/errors.md."""
+    page = Path(__file__).parents[2] / "docs" / "reference" / "errors.md"
+    return frozenset(re.findall(r"^\| `(\w+)` \| \d", page.read_text(), re.MULTILINE))
+
+
+CODES = documented_codes()
+REPORTS = ("/healthz", "/readyz")  # what they answer is no refusal
+
+
+def check_refusal(path: str, reply: Reply) -> None:
+    """Every refusal that any test sees names itself by a code that is documented."""
+    value = reply.json()
+    openai = isinstance(value["error"], dict)
+    said = value["error"] if openai else value
+    assert said["code"] in CODES, (path, reply.status, reply.body[:500])
+    assert said["message"] if openai else value["error"]
+    assert said.get("request_id") in {None, reply.headers["x-request-id"]}
 
 
 class Hub:
@@ -109,7 +130,10 @@ class Hub:
             connection.request(method, path, data, sent | (headers or {}))
             answer = connection.getresponse()
             got = {name.lower(): value for name, value in answer.getheaders()}
-            return Reply(answer.status, got, answer.read())
+            reply = Reply(answer.status, got, answer.read())
+            if reply.status >= 400 and method != "HEAD" and path not in REPORTS:
+                check_refusal(path, reply)
+            return reply
         finally:
             connection.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import socket
 
@@ -188,3 +189,42 @@ def test_each_route_answers_in_its_own_dialect(hub):
     native = hub.request("POST", "/v1/chat", {}, headers=headers).json()
     assert openai["error"]["code"] == "invalid_api_key"
     assert (isinstance(native["error"], str), native["code"]) == (True, "invalid_api_key")
+
+
+ROUTES = [
+    ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/chat"),
+    ("GET", "/v1/models"),
+    ("POST", "/admin/v1/providers"),
+    ("PUT", "/admin/v1/vault/secrets/a"),
+    ("GET", "/healthz"),
+    ("POST", "/nowhere"),
+]
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 9000000", "Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("coding", ["gzip", "br", "zstd", "deflate", "gzip, identity"])
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_a_compressed_body_is_refused_before_it_is_read(hub, method, path, coding, framing):
+    key = hub.admin_token if path.startswith("/admin") else hub.demo_key
+    head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
+    with socket.create_connection(("127.0.0.1", hub.port), 10) as sock:
+        # No byte of the body is sent: the answer cannot have waited for it.
+        sock.sendall(f"{head}Content-Encoding: {coding}\r\n{framing}\r\n\r\n".encode())
+        answer = http.client.HTTPResponse(sock)
+        answer.begin()
+        body = json.loads(answer.read())
+    assert (answer.status, answer.headers["accept-encoding"]) == (415, "identity")
+    assert answer.headers["connection"] == "close"
+    openai = path in {"/v1/chat/completions", "/v1/models"}
+    said = body["error"] if openai else body
+    assert said["code"] == "unsupported_encoding"
+    assert "without Content-Encoding" in said["hint"]
+    assert isinstance(body["error"], dict if openai else str)
+
+
+@pytest.mark.parametrize("coding", ["identity", "Identity"])
+def test_a_body_that_says_it_is_not_compressed_is_taken(hub, coding):
+    body = json.dumps({"model": "demo", "messages": MESSAGES}).encode()
+    reply = hub.chat(hub.demo_key, body, headers={"Content-Encoding": coding})
+    assert reply.status == 200

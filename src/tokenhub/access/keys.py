@@ -171,7 +171,9 @@ class Keys:
         now = self._clock.now_ms()
         columns = checked(fields, now)
         if "name" not in columns:
-            raise InvalidRequest("The field `name` is missing.", param="name")
+            raise InvalidRequest(
+                "The field `name` is missing.", param="name", code="missing_required_parameter"
+            )
         key = _new_key()
         row = KeyRow(
             id=secrets.token_hex(8),

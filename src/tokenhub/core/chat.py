@@ -153,15 +153,19 @@ def parse_chat(body: bytes | memoryview) -> ChatRequest:
         members, around = read_object(body)
     messages = memoryview(members.get("messages", b" "))
     if messages[0] != _BRACKET:
-        raise InvalidRequest("`messages` must be a list of messages.", param="messages")
+        raise _no_list(members)
     if len(messages) < 64 and not bytes(messages).strip(b"[] \t\r\n"):
-        raise InvalidRequest("`messages` must hold at least one message.", param="messages")
+        raise InvalidRequest(
+            "`messages` must hold at least one message.", param="messages", code="empty_array"
+        )
     try:
         routed = _routed.decode(around)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise _wrong_type(members) from None
     if len(routed.model) > MAX_MODEL_NAME:
-        raise InvalidRequest("`model` is longer than 256 characters.", param="model")
+        raise InvalidRequest(
+            "`model` is longer than 256 characters.", param="model", code="string_above_max_length"
+        )
     limit, tokens, choices = routed.max_completion_tokens, routed.max_tokens, routed.n
     if limit is not None and limit < 1:
         raise _too_low("max_completion_tokens")
@@ -184,8 +188,19 @@ def parse_chat(body: bytes | memoryview) -> ChatRequest:
     )
 
 
+def _no_list(members: dict[str, msgspec.Raw]) -> InvalidRequest:
+    name = "messages"
+    if name not in members:
+        return InvalidRequest(
+            f"`{name}` is missing.", param=name, code="missing_required_parameter"
+        )
+    return InvalidRequest(f"`{name}` must be a list of messages.", param=name, code="invalid_type")
+
+
 def _too_low(name: str) -> InvalidRequest:
-    return InvalidRequest(f"`{name}` must be at least 1.", param=name)
+    return InvalidRequest(
+        f"`{name}` must be at least 1.", param=name, code="integer_below_min_value"
+    )
 
 
 def _wrong_type(members: dict[str, msgspec.Raw]) -> InvalidRequest:
@@ -193,10 +208,10 @@ def _wrong_type(members: dict[str, msgspec.Raw]) -> InvalidRequest:
         try:
             decoder.decode(members.get(name, b"null" if name != "model" else b'""'))
         except msgspec.ValidationError:
-            return InvalidRequest(f"`{name}` must be {kind}.", param=name)
+            return InvalidRequest(f"`{name}` must be {kind}.", param=name, code="invalid_type")
         except RecursionError:
-            return InvalidRequest("The body is nested too deeply.")
+            return InvalidRequest("The body is nested too deeply.", code="invalid_json")
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            return InvalidRequest(f"The body is not valid JSON: {error}.")
+            return InvalidRequest(f"The body is not valid JSON: {error}.", code="invalid_json")
     # Each can be read by itself: together they were one level too deep.
-    return InvalidRequest("The body is nested too deeply.")
+    return InvalidRequest("The body is nested too deeply.", code="invalid_json")

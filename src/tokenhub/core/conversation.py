@@ -200,9 +200,9 @@ def parse_conversation(chat: ChatRequest) -> Conversation:
     except msgspec.ValidationError as error:
         raise _named(str(error)) from None
     except RecursionError:
-        raise InvalidRequest("The body is nested too deeply.") from None
+        raise InvalidRequest("The body is nested too deeply.", code="invalid_json") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
+        raise InvalidRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from None
 
 
 def _named(text: str) -> InvalidRequest:
@@ -210,4 +210,6 @@ def _named(text: str) -> InvalidRequest:
     path = match[2] if match else "messages"
     reason = match[1] if match else text
     reason = reason[:1].lower() + reason[1:]
-    return InvalidRequest(f"`{path}` cannot be understood: {reason[:300]}.", param=path)
+    return InvalidRequest(
+        f"`{path}` cannot be understood: {reason[:300]}.", param=path, code="invalid_type"
+    )

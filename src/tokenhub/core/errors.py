@@ -1,7 +1,7 @@
 """Every error the hub answers with, one tree.
 
     HubError                    status, type, code, message, hint
-    ├── InvalidRequest          400  invalid_request_error
+    ├── InvalidRequest          400  invalid_request_error, code invalid_value if none fits better
     │   └── TooLarge            413
     ├── Unauthorized            401  authentication_error
     ├── Forbidden               403  permission_error
@@ -30,7 +30,7 @@ class HubError(Exception):
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
-    default_code: ClassVar[str | None] = None
+    default_code: ClassVar[str] = "internal_error"
 
     def __init__(
         self,
@@ -53,10 +53,14 @@ class HubError(Exception):
 
 
 class InvalidRequest(HubError):
-    """The request cannot be understood or obeyed as it stands."""
+    """The request cannot be understood or obeyed as it stands.
+
+    Its codes are OpenAI's where that has one: ``missing_required_parameter``, ``invalid_type``, ...
+    """
 
     status = 400
     type = "invalid_request_error"
+    default_code = "invalid_value"
 
 
 class TooLarge(InvalidRequest):
@@ -103,6 +107,7 @@ class Unprocessable(HubError):
 
     status = 422
     type = "invalid_request_error"
+    default_code = "unprocessable"
 
 
 class PaymentRequired(HubError):

@@ -30,7 +30,7 @@ def decode_fields(body: bytes | memoryview, kind: type[T]) -> T:
     except msgspec.ValidationError as error:
         raise _named(str(error), kind) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
+        raise InvalidRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from None
 
 
 def _named(text: str, kind: type[msgspec.Struct]) -> InvalidRequest:
@@ -40,14 +40,23 @@ def _named(text: str, kind: type[msgspec.Struct]) -> InvalidRequest:
     inside = f"{at}." if at else ""
     if match := re.match(_UNKNOWN, reason):
         name = inside + match[1][:64]
-        return InvalidRequest(f"Unknown field `{name}`.", param=name, hint=_hint(name, at, kind))
+        return InvalidRequest(
+            f"Unknown field `{name}`.",
+            param=name,
+            code="unknown_parameter",
+            hint=_hint(name, at, kind),
+        )
     if match := re.match(_MISSING, reason):
         name = inside + match[1]
-        return InvalidRequest(f"The field `{name}` is missing.", param=name)
+        return InvalidRequest(
+            f"The field `{name}` is missing.", param=name, code="missing_required_parameter"
+        )
     if at:
         reason = reason[:1].lower() + reason[1:]
-        return InvalidRequest(f"The field `{at}` is wrong: {reason}.", param=at)
-    return InvalidRequest(f"The body does not fit: {text}.")
+        return InvalidRequest(
+            f"The field `{at}` is wrong: {reason}.", param=at, code="invalid_type"
+        )
+    return InvalidRequest(f"The body does not fit: {text}.", code="invalid_type")
 
 
 def _hint(name: str, at: str, kind: type[msgspec.Struct]) -> str | None:

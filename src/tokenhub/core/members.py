@@ -110,11 +110,11 @@ def read_object(body: bytes | memoryview) -> tuple[dict[str, msgspec.Raw], bytes
             elif not _roomless(spare, members) and not _is_spaced(body, around, messages):
                 _refuse_duplicates(body, members)
     except RecursionError:
-        raise InvalidRequest("The body is nested too deeply.") from None
+        raise InvalidRequest("The body is nested too deeply.", code="invalid_json") from None
     except msgspec.ValidationError:
-        raise InvalidRequest("The body must be a JSON object.") from None
+        raise InvalidRequest("The body must be a JSON object.", code="invalid_json") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
+        raise InvalidRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from None
     return members, around
 
 
@@ -226,5 +226,9 @@ def _refuse_duplicates(body: bytes | memoryview, members: dict[str, msgspec.Raw]
     seen = set()
     for name in map(str, names):
         if name in seen:
-            raise InvalidRequest(f"The member `{name[:64]}` appears twice.", param=name[:64])
+            raise InvalidRequest(
+                f"The member `{name[:64]}` appears twice.",
+                param=name[:64],
+                code="duplicate_parameter",
+            )
         seen.add(name)

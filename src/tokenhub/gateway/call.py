@@ -181,7 +181,7 @@ class Call:
         """The client gets an error, which says how many attempts were made, or it has left."""
         if isinstance(error, HubError):
             self.status = error.status
-            self.error_class = error.code or error.type
+            self.error_class = error.code
             self.error = error.message
             error.headers = (*error.headers, (ATTEMPTS, b"%d" % self.tries))
         elif isinstance(error, asyncio.CancelledError):

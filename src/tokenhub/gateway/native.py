@@ -70,7 +70,11 @@ def native_intent(body: bytes | memoryview, grant: Grant) -> tuple[ChatRequest, 
     envelope = decode_fields(body, Envelope)
     question, policy = envelope.request, envelope.policy
     if not question.messages:
-        raise InvalidRequest("`request.messages` must hold at least one message.", param="messages")
+        raise InvalidRequest(
+            "`request.messages` must hold at least one message.",
+            param="messages",
+            code="empty_array",
+        )
     if question.estimated_input_tokens < 0:
         raise InvalidRequest(
             "`request.estimated_input_tokens` must not be negative.", param="estimated_input_tokens"

@@ -139,7 +139,9 @@ def _add_output(body: dict[str, Any], conversation: Conversation) -> None:
     if form is not None and form.type == "json_schema":
         if form.json_schema is None or form.json_schema.schema is None:
             path = "response_format.json_schema.schema"
-            raise InvalidRequest(f"`{path}` is missing.", param=path)
+            raise InvalidRequest(
+                f"`{path}` is missing.", param=path, code="missing_required_parameter"
+            )
         config["format"] = {"type": "json_schema", "schema": form.json_schema.schema}
     effort = conversation.reasoning_effort
     if effort == "none":

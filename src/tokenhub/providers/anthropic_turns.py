@@ -94,7 +94,9 @@ def _input(call: ToolCall, path: str) -> dict[str, Any]:
 def _tool_result(message: Message, path: str) -> Block:
     if not message.tool_call_id:
         where = f"{path}.tool_call_id"
-        raise InvalidRequest(f"`{where}` is missing.", param=where)
+        raise InvalidRequest(
+            f"`{where}` is missing.", param=where, code="missing_required_parameter"
+        )
     block: Block = {"type": "tool_result", "tool_use_id": tool_id(message.tool_call_id)}
     if isinstance(message.content, str):
         block["content"] = message.content

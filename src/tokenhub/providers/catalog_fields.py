@@ -105,7 +105,9 @@ def check_provider(
     origin = "demo:"
     if kind != "demo":
         if not base_url:
-            raise InvalidRequest("`base_url` is missing.", param="base_url")
+            raise InvalidRequest(
+                "`base_url` is missing.", param="base_url", code="missing_required_parameter"
+            )
         parsed = parse_base_url(base_url)
         base_url, origin = parsed.url, parsed.origin
     elif base_url:
@@ -142,7 +144,9 @@ def check_model(
     """
     model_id = _given(fields.id, id or "")
     if not model_id:
-        raise InvalidRequest("The field `id` is missing.", param="id")
+        raise InvalidRequest(
+            "The field `id` is missing.", param="id", code="missing_required_parameter"
+        )
     before = models.get(model_id)
     if id is not None:
         if model_id != id:
@@ -165,6 +169,7 @@ def check_model(
         raise InvalidRequest(
             "The field `provider_id` is missing.",
             param="provider_id",
+            code="missing_required_parameter",
             hint="`tokenhubctl provider list` shows the providers.",
         )
     if after.provider_id not in providers:
@@ -189,7 +194,7 @@ def unknown(noun: str, name: str, known: Iterable[str]) -> NotFound:
     shown = ", ".join(f"`{one}`" for one in near)
     return NotFound(
         f"There is no {noun} `{name[:128]}`.",
-        code=f"{noun}_not_found",
+        code="provider_not_found" if noun == "provider" else "model_not_found",
         hint=f"Did you mean {shown}?" if near else f"`tokenhubctl {noun} list` shows them.",
     )
 
@@ -197,7 +202,9 @@ def unknown(noun: str, name: str, known: Iterable[str]) -> NotFound:
 def _provider_id(fields: ProviderFields, id: str | None) -> str:  # noqa: A002
     given: str = _given(fields.id, id or "")
     if not given:
-        raise InvalidRequest("The field `id` is missing.", param="id")
+        raise InvalidRequest(
+            "The field `id` is missing.", param="id", code="missing_required_parameter"
+        )
     if id is not None and given != id:
         raise InvalidRequest("`id` cannot be changed.", param="id")
     if id is None and not re.match(_PROVIDER_ID, given):

@@ -84,7 +84,9 @@ def read_prices(text: bytes) -> list[Imported]:
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"The price list does not fit: {error}.") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest(f"The price list is not a JSON object: {error}.") from None
+        raise InvalidRequest(
+            f"The price list is not a JSON object: {error}.", code="invalid_json"
+        ) from None
     return [_imported(row) for row in rows if row.input_per_1k is not None]
 
 

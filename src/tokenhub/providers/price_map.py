@@ -66,7 +66,9 @@ def read_litellm(text: bytes) -> list[Imported]:
         # float_hook keeps the digits of the text.
         models = msgspec.json.Decoder(dict[str, Any], float_hook=str).decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest(f"The price map is not a JSON object: {error}.") from None
+        raise InvalidRequest(
+            f"The price map is not a JSON object: {error}.", code="invalid_json"
+        ) from None
     found = []
     for name, fields in models.items():
         if not isinstance(fields, dict) or name == "sample_spec":

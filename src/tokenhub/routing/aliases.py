@@ -135,7 +135,9 @@ def _check_variants(fields: AliasFields) -> None:
         if variant.model_id == fields.name:
             raise InvalidRequest(f"`{at}.model_id` is the alias itself.", param=at)
         if variant.model_id in seen:
-            raise InvalidRequest(f"`{at}.model_id` appears twice.", param=at)
+            raise InvalidRequest(
+                f"`{at}.model_id` appears twice.", param=at, code="duplicate_parameter"
+            )
         if not 1 <= variant.weight <= MAX_WEIGHT:
             raise InvalidRequest(
                 f"`{at}.weight` must be a whole number from 1 to {MAX_WEIGHT}.", param=at

@@ -52,7 +52,7 @@ _ORDER = (
     "latency_exceeded",
 )
 
-_WORDS = {
+WORDS = {
     "not_registered": "it is not in the catalog",
     "not_allowed": "this key may not use it",
     "disabled": "it is disabled",
@@ -85,7 +85,7 @@ _HINTS = {
     "latency_exceeded": "Raise `max_latency_ms`, or try again when the model is faster.",
 }
 
-_CODES = {
+CODES = {
     "not_registered": "model_not_found",
     "not_allowed": "model_not_allowed",
     "disabled": "model_disabled",
@@ -97,7 +97,7 @@ _CODES = {
     "latency_exceeded": "latency_limit_exceeded",
 }
 
-_KINDS: dict[str, type[HubError]] = {
+KINDS: dict[str, type[HubError]] = {
     "not_registered": NotFound,
     "not_allowed": Forbidden,
     "disabled": NotFound,
@@ -139,7 +139,7 @@ def refusal(query: RouteQuery, filtered: Sequence[Filtered], evidence: Evidence)
 
 def explain_fault(fault: Filtered) -> str:
     """The fault as the second half of a sentence about the model."""
-    return _say(_WORDS.get(fault.reason, fault.reason), fault)
+    return _say(WORDS.get(fault.reason, fault.reason), fault)
 
 
 def _error(
@@ -157,10 +157,10 @@ def _error(
         locked = VaultLocked(message)
         locked.extra = extra
         return locked
-    kind = _KINDS.get(reason, InvalidRequest)
+    kind = KINDS.get(reason, InvalidRequest)
     return kind(
         message,
-        code=_CODES.get(reason, reason),
+        code=CODES.get(reason, reason),
         hint=hint or _alternative(query),
         headers=_retry_after(filtered, evidence),
         extra=extra,
@@ -221,7 +221,7 @@ def _retry_after(
 
 # What the client hears when several attempts failed, most useful first: a time to come back, then
 # what may pass by itself, then what somebody must mend. (kind, status, code)
-_VERDICTS = (
+VERDICTS = (
     (FailureClass.CONTENT_FILTER, 400, "content_filter"),
     (FailureClass.CLIENT, 400, "provider_rejected"),
     (FailureClass.RATE_LIMITED, 429, "provider_rate_limited"),
@@ -266,11 +266,11 @@ def exhausted(
         return _undone(decision, listed, late=late)
     place, status, code = min(
         (place, status, code)
-        for place, (kind, status, code) in enumerate(_VERDICTS)
+        for place, (kind, status, code) in enumerate(VERDICTS)
         for attempt in attempts
         if attempt.kind == kind
     )
-    kind = _VERDICTS[place][0]
+    kind = VERDICTS[place][0]
     telling = next(attempt for attempt in attempts if attempt.kind == kind)
     if kind in _OWN_STATUS and telling.status:
         status = telling.status

@@ -167,7 +167,7 @@ class Router:
         if self._log is None or not query.request_id:
             return
         nobody = Decision(query, seed, rules=self.rules.digest, evidence=evidence)
-        self.finish(nobody, (), error.code or error.type, "[]")
+        self.finish(nobody, (), error.code, "[]")
 
     def simulate(
         self,

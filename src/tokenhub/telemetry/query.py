@@ -122,6 +122,7 @@ def plan(asked: Question, now_ms: int) -> Plan:
             if asked.metric
             else "`metric` is missing.",
             param="metric",
+            code="invalid_value" if asked.metric else "missing_required_parameter",
             hint=f"Metrics: {', '.join(METRICS)}.",
         )
     aggregate = asked.aggregate or metric.default

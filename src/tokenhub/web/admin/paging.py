@@ -31,10 +31,13 @@ def query_of(request: Request, *known: str) -> dict[str, str]:
             raise InvalidRequest(
                 f"Unknown parameter `{name[:64]}`.",
                 param=name[:64],
+                code="unknown_parameter",
                 hint=f"Known here: {', '.join(known)}." if known else "None is known here.",
             )
         if name in found:
-            raise InvalidRequest(f"The parameter `{name}` is given twice.", param=name)
+            raise InvalidRequest(
+                f"The parameter `{name}` is given twice.", param=name, code="duplicate_parameter"
+            )
         found[name] = value
     return found
 
@@ -50,7 +53,7 @@ def whole(query: dict[str, str], name: str, default: int, low: int, high: int) -
         return default
     digits = text.removeprefix("-")
     if not (digits.isascii() and digits.isdigit() and len(digits) <= 18):
-        raise InvalidRequest(f"`{name}` must be a whole number.", param=name)
+        raise InvalidRequest(f"`{name}` must be a whole number.", param=name, code="invalid_type")
     value = int(text)
     if not low <= value <= high:
         raise InvalidRequest(f"`{name}` must be between {low} and {high}.", param=name)

@@ -134,13 +134,18 @@ def _edit(model: Model, fields: PriceFields) -> ModelFields:
         name: value for name in PRICES if (value := getattr(fields, name)) is not UNSET
     }
     if not given:
-        raise InvalidRequest("No price is named.", hint=f"Known fields: {', '.join(PRICES)}.")
+        raise InvalidRequest(
+            "No price is named.",
+            code="missing_required_parameter",
+            hint=f"Known fields: {', '.join(PRICES)}.",
+        )
     after = {name: given.get(name, getattr(model, name) or None) for name in PRICES}
     missing = [name for name in PRICES[:2] if after[name] is None]
     if len(missing) == 1:
         raise InvalidRequest(
             f"`{missing[0]}` is missing: prices of one's own need both input and output.",
             param=missing[0],
+            code="missing_required_parameter",
             hint="0 means free; null for both takes the catalogue's prices again.",
         )
     if missing:

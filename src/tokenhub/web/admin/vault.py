@@ -80,7 +80,7 @@ class VaultAdmin:
         try:
             await self._vault.unlock(fields.admin_password.encode(), also=audit)
         except HubError as error:
-            await self._audit.noted(request, "vault.unlock", "vault", error.code or "refused")
+            await self._audit.noted(request, "vault.unlock", "vault", error.code)
             raise
         if not locked:  # nothing was stored with it: the password was only checked
             await self._audit.noted(request, "vault.unlock", "vault", "already_unlocked")
@@ -104,7 +104,7 @@ class VaultAdmin:
                 also=self._audit.entry(request, "vault.rotate", "vault"),
             )
         except HubError as error:
-            await self._audit.noted(request, "vault.rotate", "vault", error.code or "refused")
+            await self._audit.noted(request, "vault.rotate", "vault", error.code)
             raise
         return json_answer({"ok": True})
 
