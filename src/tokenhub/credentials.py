@@ -2,7 +2,8 @@
 
 ``<data dir>/credentials``, JSON: ``{"providers": [{id, type, base_url, api_key, enabled}],
 "models": [{id, provider_id, weight, ...}]}``. What the store already knows is left alone, so the
-file never undoes an admin's edit. Keys go into the vault, which must be unlocked for it.
+file never undoes an admin's edit. Keys go into the vault, which must be unlocked for it. Each
+addition has its row in the audit trail, as an admin's has.
 """
 
 from __future__ import annotations
@@ -85,13 +86,18 @@ class CredentialsFile:
                     owner=change.after.id,
                     origin=change.after.origin,
                 )
-            await self._catalog.save_provider(change, within=[changes.apply])
+            await self._catalog.save_provider(
+                change,
+                within=[changes.apply],
+                also=self._audit.own_entry("provider.upsert", change.after.id),
+            )
         return True
 
     async def _add_model(self, fields: ModelFields) -> bool:
         if fields.id in self._catalog.stored_models:
             return False
-        await self._catalog.save_model(fields)
+        audit = self._audit.own_entry("model.upsert", str(fields.id))
+        await self._catalog.save_model(fields, also=audit)
         return True
 
 

@@ -40,6 +40,30 @@ def test_it_is_added_once_and_never_undoes_an_edit(tmp_path, upstream):
         hub.stop()
 
 
+def test_each_addition_has_its_row_as_an_admins_has(tmp_path, upstream):
+    hub = Hub(tmp_path, TOKENHUB_VAULT_PASSWORD="correct horse")
+    write(hub, upstream)
+    hub.start()
+    try:
+        rows = hub.ok("GET", "/audit")["logs"]
+        imported = {row["action"]: row for row in rows if row["actor"] == "tokenhub"}
+        hub.ok("DELETE", "/providers/p")
+        hub.ok("POST", "/providers", FILE["providers"][0] | {"base_url": upstream})
+        hub.ok("POST", "/models", FILE["models"][0])
+        rows = hub.ok("GET", "/audit")["logs"]
+        asked = {row["action"]: row for row in rows if row["actor"] == "admin"}
+        for action, name in (("provider.upsert", "p"), ("model.upsert", "m")):
+            assert imported[action]["resource"] == name
+            for side in ("resource", "outcome", "before", "after"):
+                assert imported[action][side] == asked[action][side]
+        assert imported["provider.upsert"]["after"]["cred_store"] == "vault"
+        assert imported["credentials.import"]["after"] == {"reason": "2 added"}
+        assert "sk-from-the-file" not in json.dumps(rows)
+        assert hub.ok("GET", "/audit/verify")["ok"] is True
+    finally:
+        hub.stop()
+
+
 def test_a_file_that_others_can_read_is_not_read(tmp_path, upstream):
     hub = Hub(tmp_path, TOKENHUB_VAULT_PASSWORD="correct horse")
     write(hub, upstream, 0o644)

@@ -51,14 +51,11 @@ class Audit:
 
     def entry(self, request: Origin, action: str, resource: str) -> Also:
         """A row writer for the change's own transaction: without the row, no change."""
-        row = self._row("admin", request.peer, action, resource, request.id)
+        return _writer(self._row("admin", request.peer, action, resource, request.id))
 
-        def write(
-            tx: Transaction, before: dict[str, Any] | None, after: dict[str, Any] | None
-        ) -> None:
-            _append(tx, row | {"before": _text(before), "after": _text(after)})
-
-        return write
+    def own_entry(self, action: str, resource: str) -> Also:
+        """A row writer as of ``entry``, for what the server changes by itself."""
+        return _writer(self._row("tokenhub", "", action, resource, ""))
 
     async def noted(self, request: Origin, action: str, resource: str, outcome: str) -> None:
         """A row as of ``note``, durable when this returns: what must not go unseen waits for it.
@@ -127,6 +124,13 @@ class Audit:
 
     def _soon(self, row: dict[str, Any]) -> None:
         self._db.write_soon(lambda tx: _append(tx, row))
+
+
+def _writer(row: dict[str, Any]) -> Also:
+    def write(tx: Transaction, before: dict[str, Any] | None, after: dict[str, Any] | None) -> None:
+        _append(tx, row | {"before": _text(before), "after": _text(after)})
+
+    return write
 
 
 def _append(tx: Transaction, row: dict[str, Any]) -> None:
