@@ -137,7 +137,7 @@ class App:
             enabled=settings.vault_enabled,
             auto_lock_ms=0 if settings.vault_password else AUTO_LOCK_MS,
         )
-        app.vault.on_lock.append(app._audit_lock)
+        app.vault.on_change.append(app._audit_lock)
         if settings.vault_enabled and settings.vault_password:
             await app.vault.unlock(settings.vault_password.encode())
             app.audit.own("vault.unlock", "vault", "TOKENHUB_VAULT_PASSWORD")
@@ -189,10 +189,10 @@ class App:
                 },
             )
         )
-        self.vault.on_lock.append(
-            lambda reason: bus.publish("vault", {"new_state": "locked", "reason": reason})
+        self.vault.on_change.append(
+            lambda state, reason: bus.publish("vault", {"new_state": state, "reason": reason})
         )
-        self.vault.on_lock.append(lambda reason: log.info("vault locked", extra={"reason": reason}))
+        self.vault.on_change.append(_log_vault)
         self.router.health.on_change(_log_health)
         self.catalog.listen(
             lambda catalog: bus.publish("config", {"reason": f"catalog {catalog.version}"})
@@ -358,8 +358,9 @@ class App:
         entry = entry_of(call, self.catalog.current)
         self.tracing.record(entry, call.decision, call.chat, call.request.headers)
 
-    def _audit_lock(self, reason: str) -> None:
-        if reason != "admin":  # that one has its row from whoever asked
+    def _audit_lock(self, state: str, reason: str) -> None:
+        # Those two have the row of whoever asked.
+        if state == "locked" and reason not in {"admin", "rotated"}:
             self.audit.own("vault.lock", "vault", reason)
 
     def _refused(self, request: Request, how: str) -> None:
@@ -481,6 +482,13 @@ def _tracing(settings: Settings, catalog: Callable[[], Catalog]) -> Tracing | No
             hint="Install it (pip install 'tokenhub[otel]', or -r requirements/otel.txt).",
         ) from None
     return connect(settings.otel_endpoint, settings.otel_service_name, __version__, catalog)
+
+
+def _log_vault(state: str, reason: str) -> None:
+    if reason == "rotated":
+        log.info("vault password changed")
+    elif state == "locked":  # an unlock has the line of its request
+        log.info("vault locked", extra={"reason": reason})
 
 
 def _log_health(provider_id: str, old: str, new: str, reason: str) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import http.client
+import json
 import signal
 
 from tests.e2e.server import Hub
@@ -122,3 +124,26 @@ def test_what_the_vault_refuses_names_the_next_step(hub):
     wrong = hub.admin("POST", "/vault/unlock", {"admin_password": "not the password"})
     assert wrong.status == 401
     assert wrong.json()["hint"]
+
+
+def test_who_listens_is_told_of_each_change_of_the_vault(tmp_path):
+    hub = Hub(tmp_path).start()
+    connection = http.client.HTTPConnection("127.0.0.1", hub.port, timeout=10)
+    try:
+        headers = {"Authorization": f"Bearer {hub.admin_token}"}
+        connection.request("GET", "/admin/v1/events?type=vault", headers=headers)
+        stream = connection.getresponse()
+        passwords = {"old_password": "long-enough", "new_password": "longer-than-that"}
+        hub.ok("POST", "/vault/unlock", {"admin_password": "long-enough"})
+        hub.ok("POST", "/vault/rotate", passwords)
+        hub.ok("POST", "/vault/lock", {})
+        seen = []
+        while len(seen) < 3:
+            line = stream.readline()
+            if line.startswith(b"data:") and b'"vault"' in line:
+                event = json.loads(line[5:])
+                seen.append((event["new_state"], event["reason"]))
+        assert seen == [("unlocked", "created"), ("unlocked", "rotated"), ("locked", "admin")]
+    finally:
+        connection.close()
+        hub.stop()

@@ -52,7 +52,10 @@ TYPES: dict[str, tuple[str, tuple[str, ...]]] = {
         "A provider's state changed.",
         ("provider_id", "old_state", "new_state", "reason"),
     ),
-    "vault": ("The vault was locked.", ("new_state", "reason")),
+    "vault": (
+        "The vault was unlocked (`created`, `admin`), locked (`admin`, `idle`) or `rotated`.",
+        ("new_state", "reason"),
+    ),
     "config": ("Providers, models or prices changed.", ("reason",)),
     "heartbeat": ("Every 15 seconds; has no id.", ("reason",)),
 }

@@ -67,7 +67,8 @@ class Vault:
     """The vault of one database. Make it with ``open``.
 
     Attributes:
-        on_lock: called with the reason after each change from unlocked to locked.
+        on_change: called with ``locked`` or ``unlocked``, as it is from now on, and the reason: who
+            or what locked it, ``created`` or ``admin`` at an unlock, ``rotated``.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Vault:
         self._session: Session | None = None
         self._last_use = 0.0
         self._guesses = Guesses(clock)
-        self.on_lock: list[Callable[[str], None]] = []
+        self.on_change: list[Callable[[str, str], None]] = []
 
     @classmethod
     async def open(
@@ -188,8 +189,7 @@ class Vault:
             return False
         self._session = None
         session.end()
-        for callback in self.on_lock:
-            callback(reason)
+        self._tell(reason)
         return True
 
     def check_idle(self) -> float:
@@ -349,6 +349,7 @@ class Vault:
                 tx.execute(_UPDATE_HEADER, {"header": after, "manifest": sealed})
                 if also is not None:
                     also(tx, {"version": header.version}, {"version": version})
+                tx.on_commit(lambda: self._tell("rotated"))
 
             await self._db.write(swap)
         finally:
@@ -371,11 +372,16 @@ class Vault:
     def _begin(self, session: Session, rows: dict[str, Row]) -> None:
         if not session.alive:  # the attempt was broken off between its commit and this
             return
-        self._stored = True
+        created, self._stored = not self._stored, True
         self._rows.clear()
         self._rows.update(rows)
         self._session = session
         self._last_use = self._clock.monotonic()
+        self._tell("created" if created else "admin")
+
+    def _tell(self, reason: str) -> None:
+        for callback in self.on_change:
+            callback("locked" if self.locked else "unlocked", reason)
 
     def _unlocked(self) -> Session:
         """The session, noting the use."""

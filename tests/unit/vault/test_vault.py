@@ -208,7 +208,7 @@ async def test_a_rotation_that_fails_leaves_the_old_password(vault, db, open_vau
 
 async def test_it_locks_itself_when_nobody_uses_it(vault, clock):
     reasons = []
-    vault.on_lock.append(reasons.append)
+    vault.on_change.append(lambda state, reason: reasons.append((state, reason)))
     await put_key(vault)
     clock.seconds += HALF_HOUR - 1
     assert vault.check_idle() == pytest.approx(1)
@@ -218,7 +218,30 @@ async def test_it_locks_itself_when_nobody_uses_it(vault, clock):
     clock.seconds += 1
     assert vault.check_idle() == HALF_HOUR
     assert vault.locked
-    assert reasons == ["idle"]
+    assert reasons == [("locked", "idle")]
+
+
+async def test_each_change_is_told_once_and_nothing_else_is(open_vault):
+    vault, told = await open_vault(), []
+    vault.on_change.append(lambda state, reason: told.append((state, reason)))
+    assert not vault.lock()
+    await vault.unlock(PASSWORD)
+    await vault.unlock(PASSWORD)
+    with pytest.raises(Unauthorized):
+        await vault.rotate(b"a wrong password", b"new password")
+    await vault.rotate(PASSWORD, b"new password")
+    vault.lock()
+    with pytest.raises(Unauthorized):
+        await vault.unlock(PASSWORD)
+    await vault.rotate(b"new password", PASSWORD)
+    await vault.unlock(PASSWORD)
+    assert told == [
+        ("unlocked", "created"),
+        ("unlocked", "rotated"),
+        ("locked", "admin"),
+        ("locked", "rotated"),
+        ("unlocked", "admin"),
+    ]
 
 
 async def test_the_idle_time_holds_even_when_the_timer_is_late(vault, clock):
