@@ -314,6 +314,11 @@ NO_STREAM = {
     b'{"error":{"message":"busy","type":"rate_limit_error"}}': FailureClass.RATE_LIMITED,
     b'{"object":"chat.completion","choices":[]}': FailureClass.GARBAGE,
     b'{"type":"message","content":[]}\n': FailureClass.GARBAGE,
+    b'\r\n{"error":\r\n\r\n{"message":"busy","type":"rate_limit"}}': FailureClass.RATE_LIMITED,
+    b'{"a":1}\n\ndata: {"choices":[]}\n\n': FailureClass.GARBAGE,
+    b"\r\n\r\n<html>": FailureClass.MISDIRECTED,
+    b'[{"error":{"message":"busy"}}]': FailureClass.MISDIRECTED,
+    b"\n\n": FailureClass.GARBAGE,
     b"": FailureClass.GARBAGE,
     b": a comment\n\n": FailureClass.GARBAGE,
 }

@@ -19,6 +19,7 @@ import msgspec
 from tokenhub.core.chat import Usage
 from tokenhub.core.errors import FailureClass, ProviderError
 from tokenhub.providers.egress import parse_base_url
+from tokenhub.providers.failures import elsewhere, garbage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,6 +32,8 @@ USER_AGENT = b"tokenhub"
 MAX_EVENT = 8 * 1024 * 1024  # bytes of one stream event; a longer one is garbage
 
 DONE = b"data: [DONE]\n\n"
+
+_PAGE_OR_LIST = frozenset({b"<", b"["})
 
 
 class Target:
@@ -93,8 +96,8 @@ class StreamRelay(ABC):
     """
 
     __slots__ = (
-        "_show_usage", "complete", "content_bytes", "early", "failure", "finish_reason",
-        "malformed", "started", "usage",
+        "_object", "_show_usage", "_unread", "complete", "content_bytes", "early", "failure",
+        "finish_reason", "malformed", "started", "usage",
     )  # fmt: skip
 
     def __init__(self, *, show_usage: bool) -> None:
@@ -107,6 +110,8 @@ class StreamRelay(ABC):
         self.content_bytes = 0
         self.malformed = 0
         self._show_usage = show_usage
+        self._unread: bytearray | None = bytearray()  # all so far; None once a stream has begun
+        self._object = False  # an object came in its place
 
     @abstractmethod
     def feed(self, data: bytes, chunks: Sequence[bytes] = ()) -> bytes:
@@ -133,6 +138,26 @@ class StreamRelay(ABC):
             self.failure = ProviderError(FailureClass.RESET, message)
         self.started = True
         return interruption(message)
+
+    def _begin(self, data: bytes) -> bytes:
+        """All that has come, as soon as it is seen to begin a stream; until then b"".
+
+        No field of an event begins like a page or like JSON. How the bytes were cut into reads
+        makes no difference: a page fails at its first visible byte, an object when it ends.
+        """
+        unread = self._unread
+        assert unread is not None
+        first = b"{" if self._object else data.lstrip()[:1]
+        if first in _PAGE_OR_LIST:
+            return self._fail(elsewhere(first))
+        if first and first != b"{":
+            self._unread = None
+            return b"".join((unread, data)) if unread else data
+        self._object = first == b"{"
+        unread += data
+        if len(unread) > MAX_EVENT:
+            return self._fail(garbage("sent an event of more than 8 MiB"))
+        return b""
 
     def _over(self) -> bool:
         """Nothing more will be read: it is complete, or it failed."""

@@ -90,12 +90,12 @@ class AnthropicRelay(StreamRelay):
         del chunks
         if self.complete or self.failure is not None:
             return b""
+        if self._unread is not None and not (data := self._begin(data)):
+            return b""
         try:
             payloads = self._payloads(data)
         except EventTooLarge:
             return self._fail(garbage("sent an event of more than 8 MiB"))
-        except ProviderError as error:
-            return self._fail(error)
         was_started = self.started
         out = []
         for payload in payloads:
@@ -114,7 +114,6 @@ class AnthropicRelay(StreamRelay):
             self._reader = EventReader()
             data = b"".join((self._tail, data))
             self._tail.clear()
-            self._check_begin(data)
         if self._reader is not None:
             return [event.data for event in self._reader.feed(data)]
         if self._tail or not data.endswith(_BREAK):
@@ -123,13 +122,8 @@ class AnthropicRelay(StreamRelay):
                 raise EventTooLarge
         pieces = _PLAIN.split(data)
         if any(pieces[::2]):
-            self._check_begin(data)
             return [event.data for event in EventReader().feed(data)]
         return pieces[1::2]
-
-    def _check_begin(self, data: bytes) -> None:
-        if not self._opened and (failure := no_stream(data)) is not None:
-            raise failure
 
     def finish(self) -> bytes:
         """``[DONE]`` after ``message_stop``, else the error event."""
@@ -138,8 +132,7 @@ class AnthropicRelay(StreamRelay):
         if self.complete:
             return DONE
         if not self._opened:
-            failure = no_stream(self._tail) or garbage("sent a stream without an answer")
-            return self._fail(failure)
+            return self._fail(no_stream(self._unread or b""))
         message = "The provider's stream ended before its answer."
         return self._fail(ProviderError(FailureClass.RESET, message))
 

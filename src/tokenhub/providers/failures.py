@@ -187,20 +187,20 @@ def no_answer(body: bytes, what: str) -> ProviderError:
         return garbage("answered with an empty body")
     if begin == b"{":
         return garbage(what)
+    return elsewhere(begin)
+
+
+def elsewhere(begin: bytes) -> ProviderError:
+    """The failure of an answer whose first visible byte begins nothing that an API sends."""
     page = begin == b"<"
     return misdirected(f"answered with {'a web page' if page else 'no JSON object'}")
 
 
-def no_stream(begin: bytes | bytearray) -> ProviderError | None:
-    """The failure of a stream whose first bytes are a page or a whole error, else None."""
-    first = begin.lstrip()[:1]
-    if first == b"<":
-        return misdirected("answered with a web page")
-    if first != b"{":
-        return None
-    fault = read_fault(bytes(begin))
+def no_stream(body: bytes | bytearray) -> ProviderError:
+    """The failure of an object that came whole where a stream was due; nothing is none."""
+    fault = read_fault(bytes(body))
     if fault is None or not fault.message:
-        return None
+        return garbage("sent a stream without an answer")
     return classify_fault(_implied_status(fault), fault)
 
 

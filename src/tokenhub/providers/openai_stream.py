@@ -77,6 +77,12 @@ class OpenAIRelay(StreamRelay):
             self.content_bytes += size
             self._guesses = _GUESSES
             return data if self.started else self._release(data)
+        if self._unread is not None:
+            whole = self._begin(data)
+            if not whole:
+                return b""
+            if whole is not data:
+                data, chunks = whole, ()
         if self._reader is not None:
             return self._release(self._one_by_one(self._reader, data))
         if _CR in data:
@@ -87,7 +93,7 @@ class OpenAIRelay(StreamRelay):
                 return self._wait()
         out = self._plain(data, chunks)
         if out is None:
-            out = self._begin(EventReader(), data)
+            out = self._one_by_one(EventReader(), data)
         return out if self.started else self._release(out)
 
     def finish(self) -> bytes:
@@ -96,7 +102,7 @@ class OpenAIRelay(StreamRelay):
         if self.failure is not None:
             return out
         if not self._seen:
-            return self._fail(garbage("sent a stream without an answer"))
+            return self._fail(no_stream(self._unread or b""))
         ended = bool(self._finished) and self._seen <= self._finished
         if not (self.complete or ended):
             return out + self._fail(
@@ -150,12 +156,6 @@ class OpenAIRelay(StreamRelay):
             return body
         parts = list(compress(body[len(_PREFIX) : -2].split(_JOINT), kept))
         return _PREFIX + _JOINT.join(parts) + _BREAK if parts else b""
-
-    def _begin(self, reader: EventReader, data: bytes) -> bytes:
-        """Read on event by event, unless what comes does not even begin as one."""
-        if not self._seen and (failure := no_stream(data)) is not None:
-            return self._fail(failure)
-        return self._one_by_one(reader, data)
 
     def _one_by_one(self, reader: EventReader, data: bytes) -> bytes:
         try:
@@ -228,7 +228,7 @@ class OpenAIRelay(StreamRelay):
         self._pattern = None
         data = b"".join((self._tail, data))
         self._tail.clear()
-        return self._begin(self._reader, data)
+        return self._one_by_one(self._reader, data)
 
     def _last_words(self) -> bytes:
         """The last event of a server that saves the empty line after it."""
@@ -240,7 +240,7 @@ class OpenAIRelay(StreamRelay):
         else:
             tail = b"".join((self._tail, _BREAK))
             self._tail.clear()
-            out = self._release(self._begin(EventReader(), tail))
+            out = self._release(self._one_by_one(EventReader(), tail))
         self.malformed = before
         return out
 
