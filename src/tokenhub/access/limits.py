@@ -21,20 +21,24 @@ UNLIMITED = -1
 
 
 class Bucket:
-    """A token bucket that starts full: ``rate`` tokens a second, ``burst`` at most."""
+    """A token bucket that starts full: ``rate`` tokens a second, ``burst`` at most.
 
-    __slots__ = ("_at", "_tokens")
+    Attributes:
+        at: when it was last asked, in monotonic seconds.
+    """
+
+    __slots__ = ("_tokens", "at")
 
     def __init__(self, burst: float, now: float) -> None:
         self._tokens = burst
-        self._at = now
+        self.at = now
 
     def take(self, rate: float, burst: float, now: float) -> float:
         """Take one token: 0, or the seconds until there is one."""
         tokens = self._tokens
-        if now > self._at:
-            tokens += (now - self._at) * rate
-            self._at = now
+        if now > self.at:
+            tokens += (now - self.at) * rate
+            self.at = now
         tokens = min(tokens, burst)
         if tokens >= 1.0:
             self._tokens = tokens - 1.0
@@ -71,6 +75,8 @@ class KeyLimits:
     def __init__(self, clock: Clock, *, default_rps: int = 0, default_burst: int = 1) -> None:
         self._clock = clock
         self._default = (float(default_rps), float(default_burst))
+        # After so many seconds every bucket is full again, as good as none.
+        self._idle_s = max(2.0, default_burst / default_rps if default_rps else 0.0)
         self._buckets: dict[str, Bucket] = {}
         self._running: dict[str, Running] = {}
         self.refused = 0
@@ -115,11 +121,18 @@ class KeyLimits:
         now = self._clock.monotonic()
         bucket = self._buckets.get(key_id)
         if bucket is None:
-            bucket = self._buckets[key_id] = Bucket(burst, now)
+            bucket = self._bucket(key_id, burst, now)
         wait = bucket.take(rate, burst, now)
         if wait:
             self.refused += 1
             raise _refusal(f"This key may send {rate:g} requests per second.", "rate_limited", wait)
+
+    def _bucket(self, key_id: str, burst: float, now: float) -> Bucket:
+        if len(self._buckets) >= MAX_IDLE_KEYS:
+            since = now - self._idle_s
+            self._buckets = {name: one for name, one in self._buckets.items() if one.at > since}
+        bucket = self._buckets[key_id] = Bucket(burst, now)
+        return bucket
 
 
 class AddressLimiter:

@@ -66,7 +66,7 @@ def test_a_bucket_never_gives_more_than_burst_and_rate(steps, rate, burst):
 
 def _copy(bucket):
     copy = Bucket(0, 0)
-    copy._tokens, copy._at = bucket._tokens, bucket._at
+    copy._tokens, copy._at = bucket._tokens, bucket.at
     return copy
 
 
@@ -116,6 +116,25 @@ def test_keys_that_came_once_are_forgotten_and_those_under_way_are_not(clock, mo
         assert key_limits.running("busy") == 1
         with pytest.raises(RateLimited):
             key_limits.admit(grant("busy", max_concurrent=1))
+
+
+def test_a_bucket_is_forgotten_when_it_is_full_again_and_not_before(clock, monkeypatch):
+    monkeypatch.setattr(limits, "MAX_IDLE_KEYS", 5)
+    key_limits = KeyLimits(clock, default_rps=1, default_burst=4)
+    for number in range(50):
+        key_limits.admit(grant(f"k{number}"))
+        clock.s += 1
+        assert len(key_limits._buckets) <= 5
+    spent = grant("spent")
+    for _ in range(4):
+        key_limits.admit(spent)
+    clock.s += 3
+    for number in range(5):
+        key_limits.admit(grant(f"other{number}"))
+    for _ in range(3):
+        key_limits.admit(spent)
+    with pytest.raises(RateLimited):
+        key_limits.admit(spent)
 
 
 def test_an_address_is_the_last_one_that_no_trusted_proxy_wrote(clock):
