@@ -66,7 +66,7 @@ def test_a_bucket_never_gives_more_than_burst_and_rate(steps, rate, burst):
 
 def _copy(bucket):
     copy = Bucket(0, 0)
-    copy._tokens, copy._at = bucket._tokens, bucket.at
+    copy._tokens, copy.at = bucket._tokens, bucket.at
     return copy
 
 
