@@ -31,7 +31,7 @@ from tokenhub.providers.catalog import CatalogStore
 from tokenhub.providers.discovery import Discovered, alive, discover
 from tokenhub.providers.egress import EgressPolicy
 from tokenhub.providers.prices import PriceBook
-from tokenhub.providers.transport import HttpTransport
+from tokenhub.providers.transport import HttpTransport, Proxy
 from tokenhub.providers.upstream import Timeouts
 from tokenhub.routing.aliases import Aliases
 from tokenhub.routing.prober import Prober
@@ -218,7 +218,12 @@ class App:
         self.egress = EgressPolicy()
         outbox = Outbox(asyncio.get_running_loop())
         outbox.first = self.ledger.put_down
-        self.transport = HttpTransport(self.egress, outbox=outbox)
+        proxy = None
+        if settings.provider_proxy:
+            proxy = Proxy.parse(settings.provider_proxy, settings.provider_no_proxy)
+        self.transport = HttpTransport(
+            self.egress, ca_file=settings.provider_ca_file, proxy=proxy, outbox=outbox
+        )
         demo = Builtin(clock)
         lanes = Lanes(
             lambda: self.catalog.current,

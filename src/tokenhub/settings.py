@@ -59,6 +59,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     connect_timeout_secs: float = 3.0
     first_token_timeout_secs: float = 10.0
     idle_timeout_secs: float = 30.0
+    provider_proxy: str = ""  # as Proxy.parse reads it
+    provider_no_proxy: tuple[str, ...] = ()
+    provider_ca_file: Path | None = None
     provider_timeout_secs: float = 900.0
     hedge_after_ms: int = 0
     max_hedged_providers: int = 3
@@ -82,7 +85,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        """Without the two secrets."""
+        """Without the secrets."""
         return f"Settings({self.listen_host}:{self.listen_port}, {self.data_dir})"
 
 
@@ -178,6 +181,33 @@ def _path(text: str) -> Path:
     return Path(text).expanduser()
 
 
+def _proxy(text: str) -> str:
+    from tokenhub.providers.dial import Proxy  # noqa: PLC0415  # few have one
+
+    Proxy.parse(text)
+    return text
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.lower().removeprefix("*").strip(".") for name in _list(text))
+    if not all(names):
+        raise ValueError("must be names, for example models.example.com,corp.example.com")
+    return names
+
+
+def _authorities(text: str) -> Path:
+    import ssl  # noqa: PLC0415  # few have their own
+
+    path = _path(text).absolute()
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
+    except ssl.SSLError:
+        raise ValueError("must be a file of certificates in PEM form") from None
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from None
+    return path
+
+
 VARIABLES = (
     Variable("LISTEN_ADDR", _address, "127.0.0.1:8080", "address and port to listen on"),
     Variable("DATA_DIR", _path, "~/.tokenhub", "folder of all files; /data in the container"),
@@ -199,6 +229,9 @@ VARIABLES = (
     Variable(
         "PROVIDER_TIMEOUT_SECS", _number(1, 86_400), "900", "whole request, all attempts together"
     ),
+    Variable("PROVIDER_PROXY", _proxy, "", "HTTP proxy to providers that are not local"),
+    Variable("PROVIDER_NO_PROXY", _names, "", "names and domains that are reached without it"),
+    Variable("PROVIDER_CA_FILE", _authorities, "", "authorities to trust besides the system's"),
     Variable("HEDGE_AFTER_MS", _whole(0, 60_000), "0", "start a second provider after; 0 = never"),
     Variable("MAX_HEDGED_PROVIDERS", _whole(2, 3), "3", "most attempts running at once"),
     Variable("CORS_ORIGINS", _list, "", "origins allowed to call /v1 from a browser"),

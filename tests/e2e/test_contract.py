@@ -67,6 +67,8 @@ OPTIONAL = {
     "vault lock": {"already_locked"},
     "apikey create": {"warning"},
     "apikey rotate": {"warning"},
+    "provider add": {"warning"},
+    "provider edit": {"warning"},
     "spend": {"api_key_name", "name"},  # the first of several names that is there
     "simulate": {"error"},
     "prices import": {"kept", "simplified"},

@@ -43,6 +43,12 @@ def test_the_defaults_are_safe():
         ("PRICING_REFRESH_ENABLED", "true"),
         ("TEMPORAL_ENABLED", "true"),
         ("DB_DSN", "postgresql://host/db"),
+        ("PROVIDER_PROXY", "https://me:s3cret-word@proxy:3128"),
+        ("PROVIDER_PROXY", "http://me:s3cret-word"),
+        ("PROVIDER_NO_PROXY", "*"),
+        ("PROVIDER_CA_FILE", "/nowhere/at-all.pem"),
+        ("PROVIDER_CA_FILE", __file__),
+        ("PROVIDER_CA_FILE", str(Path(__file__).parent)),
     ],
 )
 def test_a_malformed_value_stops_the_start_and_is_named(name, value):
@@ -72,6 +78,18 @@ def test_addresses():
 def test_an_unknown_variable_is_pointed_out():
     [line] = read(RATE_LIMIT_RPMS="5").warnings
     assert "did you mean TOKENHUB_RATE_LIMIT_RPS" in line
+
+
+def test_the_way_to_the_providers():
+    proxy = "http://me:s3cret@proxy.example.com:3128"
+    settings = read(
+        PROVIDER_PROXY=proxy,
+        PROVIDER_NO_PROXY="GPU.example.com, *.corp.example.com,.lab.example.com",
+    )
+    assert settings.provider_proxy == proxy
+    assert "s3cret" not in repr(settings)
+    names = ("gpu.example.com", "corp.example.com", "lab.example.com")
+    assert settings.provider_no_proxy == names
 
 
 def test_secrets_are_not_shown():

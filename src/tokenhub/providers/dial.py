@@ -10,14 +10,13 @@ import base64
 import os
 import socket
 import ssl
-from ipaddress import ip_address
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 import msgspec
 
 from tokenhub.core.errors import FailureClass, TransportError
-from tokenhub.providers.egress import AddressRefused, EgressPolicy, Origin, is_private
+from tokenhub.providers.egress import AddressRefused, EgressPolicy, Origin
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -33,30 +32,47 @@ HEAD_START = 0.25
 # A name with more addresses than this has its first ones tried; all are checked.
 MAX_TRIED = 6
 _MAX_TUNNEL_HEAD = 16 * 1024
+_PROXY_FORM = "must be like http://[user:password@]host:port"
 
 
 class Proxy(msgspec.Struct, frozen=True):
-    """An HTTP proxy that opens tunnels with CONNECT; ``authorization`` is a header value or b""."""
+    """An HTTP proxy that opens tunnels with CONNECT.
+
+    ``authorization`` is a header value or b"". ``direct`` are names, and the domains of names, that
+    are reached without it.
+    """
 
     host: str
     port: int
     authorization: bytes = b""
+    direct: tuple[str, ...] = ()
 
     @classmethod
-    def parse(cls, url: str) -> Proxy:
+    def parse(cls, url: str, direct: tuple[str, ...] = ()) -> Proxy:
         """Read ``http://[user:password@]host:port``.
 
         Raises:
             ValueError: anything else. The message does not repeat the URL, which holds a password.
         """
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            port = parts.port or 80
+        except ValueError:
+            raise ValueError(_PROXY_FORM) from None
         if parts.scheme != "http" or not parts.hostname or parts.path not in {"", "/"}:
-            raise ValueError("A proxy looks like http://[user:password@]host:port.")
+            raise ValueError(_PROXY_FORM)
+        if parts.query or parts.fragment:
+            raise ValueError(_PROXY_FORM)
         authorization = b""
         if parts.username is not None:
             pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
             authorization = b"Basic " + base64.b64encode(pair.encode())
-        return cls(parts.hostname, parts.port or 80, authorization)
+        return cls(parts.hostname, port, authorization, direct)
+
+    def leads_to(self, origin: Origin) -> bool:
+        """Whether the origin is reached through it. What is local means nothing to a proxy."""
+        host = f".{origin.host}"
+        return not origin.local and not any(host.endswith(f".{name}") for name in self.direct)
 
     def __repr__(self) -> str:
         return f"Proxy({self.host}:{self.port})"
@@ -68,7 +84,7 @@ class Dialer:
     Args:
         policy: which addresses are refused.
         ca_file: certificate authorities to trust besides the system's, PEM.
-        proxy: where names and public addresses are reached through; local ones never are.
+        proxy: what everything is reached through that is not plainly local.
         resolver: name and port → addresses; None asks the system.
     """
 
@@ -92,26 +108,32 @@ class Dialer:
         Raises:
             TransportError: CONNECT, nothing was sent.
         """
+        proxy = self._proxy
+        if proxy is not None and not proxy.leads_to(origin):
+            proxy = None
         try:
             tls = await self._context() if origin.tls else None
-            if self._proxy is not None and not _is_local(origin):
-                return await self._tunnel(self._proxy, origin, factory, tls)
+            if proxy is not None:
+                return await self._tunnel(proxy, origin, factory, tls)
             addresses = await self._addresses(origin)
             return await _first(
                 addresses, lambda address: self._connect(address, origin, factory, tls)
             )
         except AddressRefused as refused:
-            raise _failed(origin, str(refused)) from None
+            raise _failed(origin, proxy, str(refused)) from None
         except ssl.SSLCertVerificationError as error:
-            raise _failed(origin, f"its certificate is not valid: {error.verify_message}") from None
+            why = f"its certificate is not valid: {error.verify_message}"
+            raise _failed(origin, proxy, why) from None
         except ssl.SSLError as error:
-            raise _failed(origin, f"TLS failed: {error.reason or 'handshake broken off'}") from None
+            why = f"TLS failed: {error.reason or 'handshake broken off'}"
+            raise _failed(origin, proxy, why) from None
         except socket.gaierror as error:
-            raise _failed(origin, f"the name does not resolve: {error.strerror}") from None
+            why = f"the name does not resolve: {error.strerror}"
+            raise _failed(origin, proxy, why) from None
         except OSError as error:
             # asyncio words an error of the system differently from uvloop, its number is the same.
             known = os.strerror(error.errno) if error.errno else error.strerror
-            raise _failed(origin, known or type(error).__name__) from None
+            raise _failed(origin, proxy, known or type(error).__name__) from None
 
     async def _addresses(self, origin: Origin) -> list[str]:
         """Every address of the origin, resolved now and all allowed."""
@@ -277,13 +299,7 @@ def _make_context(ca_file: Path | None) -> ssl.SSLContext:
     return context
 
 
-def _is_local(origin: Origin) -> bool:
-    """Whether the proxy is passed by: localhost and private addresses mean nothing to it."""
-    if origin.literal:
-        return is_private(ip_address(origin.host))
-    return origin.host == "localhost" or origin.host.endswith(".localhost")
-
-
-def _failed(origin: Origin, why: str) -> TransportError:
-    message = f"cannot connect to {origin.host}:{origin.port}: {why}"
+def _failed(origin: Origin, proxy: Proxy | None, why: str) -> TransportError:
+    through = "" if proxy is None else f" through the proxy {proxy.host}:{proxy.port}"
+    message = f"cannot connect to {origin.host}:{origin.port}{through}: {why}"
     return TransportError(FailureClass.CONNECT, message, sent=False)

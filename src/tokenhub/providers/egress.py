@@ -84,8 +84,8 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     ``origin`` is ``scheme://host:port`` with the port always written: what a credential is bound
     to. ``url`` is the normalised base URL: no default port, no trailing slash or ``/v1``.
     ``host_header`` is the value of ``Host``. ``path`` is the base path, b"" or b"/...". ``literal``
-    says that the host is an IP address. ``insecure`` marks plain http to something that is not
-    plainly local, where key and prompts can be read on the way.
+    says that the host is an IP address. ``local`` marks what plainly is on this machine or its
+    network: a loopback or private address, a name without a dot or under ``.local`` and the like.
     """
 
     scheme: str
@@ -97,7 +97,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     url: str
     tls: bool
     literal: bool
-    insecure: bool
+    local: bool
 
 
 @lru_cache(maxsize=1024)
@@ -140,7 +140,7 @@ def parse_base_url(url: str) -> Origin:
         url=f"{scheme}://{authority}{path}",
         tls=scheme == "https",
         literal=address is not None,
-        insecure=scheme == "http" and not _local(host, address),
+        local=_local(host, address),
     )
 
 

@@ -98,7 +98,9 @@ def add(session: Session, json_: str) -> View:
     enabled, api_version.
     """
     body = json_object(json_, "provider")
-    return done(session.change("POST", address.path("providers"), body), "Provider saved.")
+    answer = session.change("POST", address.path("providers"), body)
+    _warn(session, answer)
+    return done(answer, "Provider saved.")
 
 
 @provider.command("edit")
@@ -112,7 +114,13 @@ def edit(session: Session, provider_id: str, json_: str) -> View:
     """
     body = json_object(json_, "change")
     answer = session.change("PATCH", address.path("providers", provider_id), body)
+    _warn(session, answer)
     return done(answer, "Provider updated.")
+
+
+def _warn(session: Session, answer: Any) -> None:
+    if isinstance(answer, dict) and answer.get("warning"):
+        session.note(f"note: {answer['warning']}")
 
 
 @provider.command("delete")

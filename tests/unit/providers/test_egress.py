@@ -168,26 +168,29 @@ def test_the_parts():
 
 
 @pytest.mark.parametrize(
-    ("url", "insecure"),
+    ("url", "local"),
     [
         ("https://api.test", False),
-        ("http://api.example.com", True),
-        ("http://1.1.1.1", True),
-        ("http://[2606:4700::1111]", True),
-        ("http://localhost", False),
-        ("http://127.0.0.1", False),
-        ("http://192.168.0.1", False),
-        ("http://[::1]", False),
-        ("http://[::ffff:10.0.0.1]", False),
-        ("http://[::ffff:8.8.8.8]", True),
-        ("http://[fd12::1]", False),
-        ("http://ollama", False),
-        ("http://gpu.local", False),
-        ("http://model.svc.internal", False),
+        ("http://api.example.com", False),
+        ("http://1.1.1.1", False),
+        ("http://[2606:4700::1111]", False),
+        ("http://localhost", True),
+        ("https://localhost", True),
+        ("http://127.0.0.1", True),
+        ("http://192.168.0.1", True),
+        ("http://[::1]", True),
+        ("http://[::ffff:10.0.0.1]", True),
+        ("http://[::ffff:8.8.8.8]", False),
+        ("http://[fd12::1]", True),
+        ("http://ollama", True),
+        ("http://gpu.local", True),
+        ("http://model.svc.internal", True),
+        ("http://local", True),
+        ("http://notlocal.example", False),
     ],
 )
-def test_plain_http_to_a_public_place_is_marked(url, insecure):
-    assert parse_base_url(url).insecure is insecure
+def test_what_is_plainly_local(url, local):
+    assert parse_base_url(url).local is local
 
 
 @pytest.mark.parametrize(

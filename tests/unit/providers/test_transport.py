@@ -2,22 +2,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime as dt
 import gc
-import ipaddress
 import itertools
 import os
 import socket
-import ssl
 import struct
+import traceback
 
 import msgspec
 import pytest
 import uvloop
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from tests.authority import Authority
 from tests.unit.providers.scripted import Wire, always, answer, chunked, once, upstream
 
 from tokenhub.core.errors import FailureClass, TransportError
@@ -1334,71 +1329,6 @@ class TestEgress:
         assert server.accepts == 0
 
 
-class Authority:
-    """A certificate authority of our own, as a company makes one.
-
-    Its certificates leave out what Python's own settings want from 3.13 on (RFC 5280's key
-    identifiers, a certificate that says it is no authority): other programs take them, so do we.
-    """
-
-    def __init__(self, folder):
-        self.key = ec.generate_private_key(ec.SECP256R1())
-        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Test Authority")])
-        self.folder = folder
-        self.asked = []
-        self.ca_file = folder / "ca.pem"
-        constraint = x509.BasicConstraints(ca=True, path_length=0)
-        certificate = self._build(self.name, self.key, constraint, critical=True)
-        self.ca_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-
-    def _build(self, name, key, extension, *, critical):
-        now = dt.datetime.now(dt.UTC)
-        usage = x509.KeyUsage(
-            digital_signature=True, key_cert_sign=True, crl_sign=True, content_commitment=False,
-            key_encipherment=False, data_encipherment=False, key_agreement=False,
-            encipher_only=False, decipher_only=False,
-        )  # fmt: skip
-        return (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(self.name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - dt.timedelta(days=1))
-            .not_valid_after(now + dt.timedelta(days=1))
-            .add_extension(extension, critical=critical)
-            .add_extension(usage, critical=True)
-            .sign(self.key, hashes.SHA256())
-        )
-
-    def server(self, *names):
-        """A server context for these names, which lets ``asked`` note the SNI."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "server")])
-        alternatives = x509.SubjectAlternativeName(
-            [
-                x509.IPAddress(ipaddress.ip_address(name))
-                if name[0].isdigit()
-                else x509.DNSName(name)
-                for name in names
-            ]
-        )
-        certificate = self._build(subject, key, alternatives, critical=False)
-        path = self.folder / "server.pem"
-        path.write_bytes(
-            certificate.public_bytes(serialization.Encoding.PEM)
-            + key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            )
-        )
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(path)
-        context.sni_callback = lambda _, name, __: self.asked.append(name)
-        return context
-
-
 @pytest.fixture
 def authority(tmp_path):
     return Authority(tmp_path)
@@ -1552,6 +1482,37 @@ class TestTls:
         assert b"\r\nProxy-Authorization: Basic bWU6cEBzcw==\r\n" in head
 
     @pytest.mark.parametrize(
+        ("host", "passes"),
+        [
+            ("model.test", False),
+            ("gpu.corp.test", True),
+            ("corp.test", True),
+            ("notcorp.test", False),
+            ("corp.test.example", False),
+            ("ollama", True),
+            ("gpu.local", True),
+            ("127.0.0.1", True),
+            ("203.0.114.7", False),
+        ],
+    )
+    async def test_what_passes_the_proxy_by(self, host, passes):
+        async def nowhere(name, port):
+            raise OSError(0, "passed by")
+
+        async with upstream(once(b"HTTP/1.1 403 No\r\n\r\n")) as middle:
+            transport = HttpTransport(
+                proxy=Proxy.parse(f"http://127.0.0.1:{middle.port}", ("corp.test", "other.test")),
+                resolver=nowhere,
+                sweep_seconds=0.02,
+            )
+            quick = Timeouts(connect=0.2)
+            error = await fails(transport, parse_base_url(f"http://{host}"), timeouts=quick)
+            transport.close()
+        through = f"through the proxy 127.0.0.1:{middle.port}: the proxy answered 403"
+        assert (through in error.message) is not passes
+        assert middle.accepts == (0 if passes else 1)
+
+    @pytest.mark.parametrize(
         ("reply", "why"),
         [
             (b"HTTP/1.1 407 No\r\n\r\n", "answered 407"),
@@ -1571,11 +1532,16 @@ class TestTls:
         assert why in error.message
 
     @pytest.mark.parametrize(
-        "url", ["https://p:1", "socks5://p:1", "p:3128", "http://", "http://p/x"]
-    )
+        "url",
+        [
+            "https://p:1", "socks5://p:1", "p:3128", "http://", "http://p/x", "http://p?x", "http://p#x",
+            "http://me:s3cret", "http://me:s3cret@p:99999", "http://[p",
+        ],
+    )  # fmt: skip
     def test_malformed_proxy(self, url):
-        with pytest.raises(ValueError, match="looks like"):
+        with pytest.raises(ValueError, match="must be like") as caught:
             Proxy.parse(url)
+        assert "s3cret" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_timeouts_have_the_documented_defaults():

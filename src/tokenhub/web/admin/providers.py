@@ -10,6 +10,7 @@ from tokenhub.core.catalog import secret_name
 from tokenhub.core.fields import decode_fields
 from tokenhub.providers.catalog_fields import ProviderChange, ProviderFields
 from tokenhub.providers.catalog_rows import public_provider
+from tokenhub.providers.egress import parse_base_url
 from tokenhub.web.admin.paging import page
 from tokenhub.web.answers import json_answer
 
@@ -50,20 +51,14 @@ class ProviderAdmin:
         """Add a provider, or change the one with that id; fields left out stay."""
         fields = decode_fields(request.body, ProviderFields)
         provider = await self._save(request, self._catalog.check_provider(fields), "upsert")
-        return json_answer(
-            {
-                "ok": True,
-                "cred_store": provider.cred_store,
-                "provider": public_provider(provider),
-            }
-        )
+        return _saved(provider, cred_store=provider.cred_store)
 
     async def edit(self, request: Request, _: None) -> Response:
         """Change the fields named."""
         fields = decode_fields(request.body, ProviderFields)
         change = self._catalog.check_provider(fields, id=request.params["id"])
         provider = await self._save(request, change, "patch")
-        return json_answer({"ok": True, "provider": public_provider(provider)})
+        return _saved(provider)
 
     async def delete(self, request: Request, _: None) -> Response:
         """Delete a provider, its models and its vault row."""
@@ -108,3 +103,14 @@ class ProviderAdmin:
                 within=[changes.apply],
                 also=self._audit.entry(request, f"provider.{verb}", after.id),
             )
+
+
+def _saved(provider: Provider, **more: str) -> Response:
+    answer = {"ok": True, **more, "provider": public_provider(provider)}
+    origin = parse_base_url(provider.base_url) if provider.base_url else None
+    if origin is not None and not origin.tls and not origin.local:
+        answer["warning"] = (
+            f"Prompts, answers and the key go to {origin.host} unencrypted; use https:// if it "
+            "is offered there."
+        )
+    return json_answer(answer)
