@@ -122,21 +122,26 @@ class RewardLog:
         }  # fmt: skip
         self._add(self._feedback, row)
 
-    def decision(
-        self,
-        decision: Decision,
-        rules: Rules,
-        attempts: Sequence[Attempt],
-        outcome: str,
-        at_ms: int,
-        attempts_json: str,
-    ) -> None:
-        """Log a decision and what became of it; ``attempts_json`` is the attempts as stored."""
+    def in_use(self, rules: Rules, at_ms: int) -> None:
+        """Decisions are made by these rules; they are stored with the next that is logged."""
         digest = rules.digest
         used = self._known.get(digest)
         if used is None or at_ms - used > RULES_USED_MS:
             self._known[digest] = at_ms
             self._rules[digest] = (rules, at_ms)
+
+    def decision(
+        self,
+        decision: Decision,
+        attempts: Sequence[Attempt],
+        outcome: str,
+        at_ms: int,
+        attempts_json: str,
+    ) -> None:
+        """Log a decision and what became of it; ``attempts_json`` is the attempts as stored.
+
+        Its rules must have been given to ``in_use`` before: they may have changed since.
+        """
         answered = ""
         for one in attempts:
             if not one.kind:
@@ -170,9 +175,9 @@ class RewardLog:
         self._waiting = False
         feedback, self._feedback = self._feedback, []
         decisions, self._decisions = self._decisions, []
-        rules, self._rules = self._rules, {}
         if not feedback and not decisions:
             return
+        rules, self._rules = self._rules, {}
         while len(decisions) > PIECE:
             self._save(rules, decisions[:PIECE], [])
             rules, decisions = {}, decisions[PIECE:]
@@ -200,7 +205,7 @@ class RewardLog:
                 self._losses.written()
             else:
                 self.dropped += count
-                self._known.clear()  # the rules may be among them
+                self._rules = rules | self._rules
                 self._losses.lost(count, error)
 
         self._db.write_soon(save, done, patient=True)

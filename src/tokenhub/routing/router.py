@@ -144,6 +144,8 @@ class Router:
         self._shortlists.look_again()
         self._found = self._shortlists.found
         self._evidences = {}
+        if self._log is not None:
+            self._log.in_use(self.rules, self._clock.now_ms())
 
     def _decide_anew(self, query: RouteQuery, seed: int) -> Decision:
         """The long way, which leaves a shortlist for the next request of the kind."""
@@ -250,7 +252,7 @@ class Router:
         """
         if self._log is not None:
             at_ms = self._clock.now_ms()
-            self._log.decision(decision, self.rules, attempts, outcome, at_ms, attempts_json)
+            self._log.decision(decision, attempts, outcome, at_ms, attempts_json)
 
     def feedback(self, request_id: str, score: float) -> None:
         """Learn how good an answer was, in [0, 1]; said again, the last word counts.

@@ -252,6 +252,31 @@ async def test_a_past_decision_is_explained_and_replayed(logged):
     assert await log.stored("r-2") is None
 
 
+async def test_a_decision_whose_rules_change_before_its_answer_ends_is_explained(logged):
+    router, log = logged
+    decision = router.decide(query(mode="cheap"))
+    router.update(catalog=catalog(model("a", "p", weight=9)))
+    finish(router, decision, [attempt(decision)], "ok")
+    stored = await log.stored("r-1")
+    assert explain("r-1", stored)["rules"] == decision.rules
+    assert replay("r-1", stored)["same"]
+
+
+async def test_rules_that_could_not_be_written_are_written_with_the_next_decision(logged, db):
+    router, log = logged
+    one, two = (router.decide(query(request_id=f"r-{number}", mode="cheap")) for number in (1, 2))
+    router.update(catalog=catalog(model("a", "p", weight=9)))
+    await db.write(lambda tx: tx.execute("ALTER TABLE decision_log RENAME TO away"))
+    finish(router, one, [], "ok")
+    log.flush()
+    await db.write(lambda _: None, patient=True)
+    assert log.dropped == 1
+    await db.write(lambda tx: tx.execute("ALTER TABLE away RENAME TO decision_log"))
+    finish(router, two, [], "ok")
+    assert await log.stored("r-1") is None
+    assert replay("r-2", await log.stored("r-2"))["same"]
+
+
 async def test_every_decision_in_the_log_replays(logged):
     router, log = logged
     for number in range(40):

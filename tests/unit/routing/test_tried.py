@@ -46,7 +46,8 @@ def decided(number, mode="cheap", limits=None):
 
 
 def put(log, decision, tries, outcome, at):
-    log.decision(decision, Rules(), tries, outcome, at, encode_attempts(tries))
+    log.in_use(Rules(), at)
+    log.decision(decision, tries, outcome, at, encode_attempts(tries))
 
 
 @pytest.fixture
