@@ -96,6 +96,7 @@ class Circuit:
         "last_probe_error",
         "last_probe_ms",
         "limited_until",
+        "opened",
         "pauses",
         "probe_errors",
         "rejected",
@@ -118,7 +119,7 @@ class Circuit:
         self.tripped = ""
         self.tripped_by_probe = self.calm = False
         self.until = self.trial_until = self.limited_until = 0.0
-        self.returned = float("-inf")
+        self.opened = self.returned = float("-inf")
         self.last_error = self.last_probe_error = ""
         self.last_error_ms = self.last_probe_ms = 0
         self.answered = 0.0  # the last time
@@ -157,6 +158,7 @@ class Circuit:
         self.trips = self.trips + 1 if now - self.returned < EJECT_MAX_S or self.tripped else 1
         self.tripped = reason
         self.tripped_by_probe = by_probe
+        self.opened = now
         self.until = now + min(EJECT_S * self.trips, EJECT_MAX_S)
         self.trial_until = 0.0
 

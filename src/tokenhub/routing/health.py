@@ -122,7 +122,12 @@ class Health:
             self._touch(provider_id, circuit, "answered")
 
     def failed(
-        self, provider_id: str, kind: str, message: str = "", retry_after: float | None = None
+        self,
+        provider_id: str,
+        kind: str,
+        message: str = "",
+        retry_after: float | None = None,
+        began: float | None = None,
     ) -> None:
         """An attempt failed.
 
@@ -131,24 +136,30 @@ class Health:
             kind: a ``FailureClass`` value; one that is not the provider's changes nothing.
             message: safe for an admin to read.
             retry_after: seconds the provider asked to be left alone, None if it did not say.
+            began: monotonic time at which the attempt began, None = just now.
         """
         now = self._clock.monotonic()
         circuit = self._circuit(provider_id)
         circuit.requests += 1
+        # What was under way when the circuit opened is no trial: it ends none and prolongs nothing.
+        stale = circuit.tripped != "" and began is not None and began <= circuit.opened
         if kind == FailureClass.RATE_LIMITED:
             self._pause(circuit, now, retry_after)
         elif kind in REJECTIONS:
             self._note(circuit, now, message or kind)
             circuit.rejected += 1
-            if circuit.rejected >= REJECTED_AT or circuit.tripped or kind == FailureClass.QUOTA:
+            enough = circuit.rejected >= REJECTED_AT or circuit.tripped
+            if not stale and (enough or kind == FailureClass.QUOTA):
                 circuit.trip(now, kind)
         elif kind in ATTRIBUTABLE:
             self._note(circuit, now, message or kind)
             circuit.consecutive += 1
             if retry_after is not None:
                 self._pause(circuit, now, retry_after)
-            self._consider_trip(circuit, now)
-        circuit.trial_until = 0.0
+            if not stale:
+                self._consider_trip(circuit, now)
+        if not stale:
+            circuit.trial_until = 0.0
         self._touch(provider_id, circuit, kind)
 
     def cancelled(self, provider_id: str) -> None:
@@ -249,7 +260,6 @@ class Health:
     @staticmethod
     def _consider_trip(circuit: Circuit, now: float) -> None:
         phase = circuit.phase(now)
-        # Failures of requests that were already under way when it opened prolong nothing.
         if phase == "half_open" or (phase == "closed" and circuit.consecutive >= DOWN_AT):
             circuit.trip(now, "down")
 

@@ -232,7 +232,10 @@ class Router:
             if len(page) >= PAGE:
                 self._answers.turn()
         else:
-            self.health.failed(attempt.provider_id, attempt.kind, attempt.message, retry_after)
+            began = None if now is None else now - attempt.latency_ms / 1000.0
+            self.health.failed(
+                attempt.provider_id, attempt.kind, attempt.message, retry_after, began
+            )
         limited = decision.limits.max_latency_ms
         reward = worth(attempt, latency_budget(decision) if limited else LATENCY_BUDGET_MS)
         if reward is not None:

@@ -241,3 +241,58 @@ def test_no_pause_that_the_deadline_cannot_hold(clock):
     fail(plan, FailureClass.SERVER)
     stopped(plan)
     assert [router.budget.take() for _ in range(4)] == [True, True, True, False]
+
+
+UNDER_WAY = [
+    (kind, at)
+    for kind in (FailureClass.SERVER, FailureClass.AUTH, FailureClass.CLIENT, "gone")
+    for at in ("open", "half-open", "on trial")
+]
+
+
+@pytest.mark.parametrize(("kind", "at"), UNDER_WAY)
+def test_what_was_under_way_when_a_circuit_opened_neither_prolongs_nor_doubles_a_trial(
+    clock, kind, at
+):
+    router = Router(clock)
+    plans = [plan_for(clock, model("a"), router=router, model="a") for _ in range(15)]
+    steps = [plan.next() for plan in plans]
+    under_way = list(zip(plans, steps, strict=True))
+
+    def end(plan, step):
+        if kind == "gone":
+            plan.cancelled(step)
+        else:
+            plan.failed(step, wrong(kind))
+
+    clock.advance(0.1)
+    for _ in range(5):
+        plan, step = under_way.pop()
+        plan.failed(step, wrong(FailureClass.SERVER))
+    if at == "open":
+        while under_way:
+            end(*under_way.pop())
+    clock.advance(30)
+    if at == "half-open":
+        end(*under_way.pop())
+    trial = plan_for(clock, model("a"), router=router, model="a")
+    step = trial.next()
+    assert isinstance(step, Try)
+    clock.advance(1)
+    while under_way:
+        end(*under_way.pop())
+    assert not router.health.begin("p")
+    trial.succeeded(step)
+    assert router.health.begin("p")
+
+
+def test_many_refused_credentials_at_once_close_a_provider_as_long_as_two(clock):
+    router = Router(clock)
+    plans = [plan_for(clock, model("a"), router=router, model="a") for _ in range(10)]
+    steps = [plan.next() for plan in plans]
+    clock.advance(0.1)
+    for plan, step in zip(plans, steps, strict=True):
+        plan.failed(step, wrong(FailureClass.AUTH, status=401))
+    assert not router.health.begin("p")
+    clock.advance(30)
+    assert router.health.begin("p")
