@@ -169,6 +169,7 @@ class FailureClass:
 
     CONNECT = "connect"  # refused, DNS, TLS
     TIMEOUT = "timeout"  # no first byte, or silent in mid-stream
+    LATENCY = "latency_limit"  # no token within the request's own `max_latency_ms`
     RESET = "reset"  # the connection broke
     SERVER = "server"  # 5xx
     OVERLOADED = "overloaded"  # 503 with a wish to wait, 529

@@ -227,6 +227,7 @@ VERDICTS = (
     (FailureClass.RATE_LIMITED, 429, "provider_rate_limited"),
     (FailureClass.OVERLOADED, 503, "provider_overloaded"),
     (FailureClass.TIMEOUT, 504, "provider_timeout"),
+    (FailureClass.LATENCY, 504, "latency_limit_exceeded"),
     (FailureClass.DEADLINE, 504, "deadline_exceeded"),
     (FailureClass.CONTEXT, 400, "context_length_exceeded"),
     (FailureClass.SERVER, 502, "provider_error"),

@@ -347,19 +347,32 @@ class Failover:
 
     def _patience(self, candidate: Candidate, left: float) -> float:
         """The seconds that the attempt just begun may take to a stream's first token."""
-        first = candidate.model.first_token_ms / 1000.0 or self._first_token_s
+        first = self._usual_patience(candidate)
         if limit := self._decision.limits.max_latency_ms:
             first = min(first, limit / 1000.0)
         if self._started < min(MAX_ATTEMPTS, self._decision.count):
             first = min(first, left / 2.0)  # leaves time for another one
         return min(first, left)
 
+    def _usual_patience(self, candidate: Candidate) -> float:
+        return candidate.model.first_token_ms / 1000.0 or self._first_token_s
+
+    def _kind(self, step: Try, error: ProviderError) -> str:
+        """How an attempt failed: a client in a hurry says nothing about the provider."""
+        query = self._decision.query
+        silent = error.kind == FailureClass.TIMEOUT and error.status is None
+        if silent and query.stream and step.ttft_ms is None:
+            limit = (query.limits.max_latency_ms or 0) / 1000.0
+            if step.first_token_s == limit < self._usual_patience(step.candidate):
+                return FailureClass.LATENCY
+        return error.kind
+
     def _close(self, step: Try, error: ProviderError, cost: int | None) -> Attempt:
         step.open = False
         now = self._clock.monotonic()
         attempt = msgspec.structs.replace(
             _attempt(step, now, cost),
-            kind=error.kind,
+            kind=self._kind(step, error),
             status=error.status,
             message=error.message,
             param=error.param,

@@ -42,7 +42,10 @@ def reward_of(decision: Decision, attempt: Attempt) -> float | None:
 def worth(attempt: Attempt, budget: int) -> float | None:
     """The same by the milliseconds that its time is measured against."""
     if attempt.kind:
-        return 0.0 if attempt.kind in LEARNED else None
+        learned = attempt.kind in LEARNED
+        if attempt.kind == FailureClass.LATENCY:
+            learned = attempt.latency_ms >= LATENCY_FLOOR_MS  # nobody can be as quick as any wish
+        return 0.0 if learned else None
     spent = COST_CEILING if attempt.cost is None else attempt.cost
     time = attempt.latency_ms if attempt.ttft_ms is None else attempt.ttft_ms
     # Conditions, where min() would be a call: every request comes by here.

@@ -6,6 +6,7 @@ from tests.unit.routing.world import ManualClock, catalog, model, query
 from tokenhub.core.errors import FailureClass, HubError, ProviderError
 from tokenhub.routing.retry import RetryBudget, Try, Wait
 from tokenhub.routing.router import Router
+from tokenhub.routing.rules import RoutingSettings
 
 
 @pytest.fixture
@@ -296,3 +297,49 @@ def test_many_refused_credentials_at_once_close_a_provider_as_long_as_two(clock)
     assert not router.health.begin("p")
     clock.advance(30)
     assert router.health.begin("p")
+
+
+SILENT = ProviderError(FailureClass.TIMEOUT, "The provider sent no token within 1 s.")
+
+
+def silent(clock, router, **fields):
+    """An attempt at a provider that says nothing, given up after the time it has."""
+    plan = plan_for(clock, model("a", "p", first_token_ms=5000), router=router, **fields)
+    step = plan.next()
+    clock.advance(step.first_token_s)
+    return plan.failed(step, SILENT), plan
+
+
+@pytest.mark.parametrize("limit", [1, 1500, 4999])
+def test_a_client_in_a_hurry_closes_no_provider_for_the_others(clock, limit):
+    router = Router(clock)
+    for _ in range(6):
+        attempt, plan = silent(clock, router, stream=True, max_latency_ms=limit)
+        assert attempt.kind == FailureClass.LATENCY
+        error = stopped(plan)
+        assert (error.status, error.code) == (504, "latency_limit_exceeded")
+    assert router.health.rows(["p"])[0]["state"] == "healthy"
+    arms = router.bandit.view(["a"], "small", clock.now_ms())
+    assert ("a" in arms) == (limit > 1000)
+
+
+@pytest.mark.parametrize("fields", [{"max_latency_ms": 5000}, {"max_latency_ms": 60_000}, {}])
+def test_silence_for_as_long_as_a_provider_is_given_counts_against_it(clock, fields):
+    router = Router(clock)
+    for _ in range(5):
+        assert silent(clock, router, stream=True, **fields)[0].kind == FailureClass.TIMEOUT
+    assert router.health.rows(["p"])[0]["state"] == "down"
+
+
+def test_a_limit_the_administrator_set_counts_against_a_silent_provider(clock):
+    router = Router(clock)
+    router.update(settings=RoutingSettings(default_max_latency_ms=1500))
+    for _ in range(5):
+        assert silent(clock, router, stream=True)[0].kind == FailureClass.TIMEOUT
+    assert router.health.rows(["p"])[0]["state"] == "down"
+
+
+def test_a_provider_that_says_it_timed_out_is_believed_in_a_hurry_too(clock):
+    plan = plan_for(clock, model("a"), stream=True, max_latency_ms=100)
+    attempt = plan.failed(plan.next(), wrong(FailureClass.TIMEOUT, status=504))
+    assert attempt.kind == FailureClass.TIMEOUT
