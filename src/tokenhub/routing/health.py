@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from tokenhub.core.catalog import EMPTY
 from tokenhub.core.decision import ModelView, ProviderView
 from tokenhub.core.errors import FailureClass
 from tokenhub.routing.circuit import BUCKET_S, DOWN_AT, Circuit, Window
 
 if TYPE_CHECKING:
+    from tokenhub.core.catalog import Catalog, Model
     from tokenhub.core.clock import Clock
 
 REJECTED_AT = 2  # one model's 403 must not close a provider whose other models answer
@@ -59,6 +61,7 @@ class Health:
     def __init__(self, clock: Clock) -> None:
         self.news = 0
         self._clock = clock
+        self._catalog = EMPTY
         self._circuits: dict[str, Circuit] = {}
         self._models: dict[str, Window] = {}
         self._views: dict[str, ProviderView] = {}
@@ -195,12 +198,21 @@ class Health:
             circuit.limited_until = 0.0
             self._touch(provider_id, circuit, "changed")
 
-    def retain(self, provider_ids: Iterable[str], model_ids: Iterable[str]) -> None:
-        """Forget everything about providers and models that are not named."""
-        self._circuits = {i: self._circuits[i] for i in provider_ids if i in self._circuits}
-        self._models = {i: self._models[i] for i in model_ids if i in self._models}
+    def follow(self, catalog: Catalog) -> None:
+        """Forget everything about providers and models that are not in a catalog."""
+        self._catalog = catalog
+        self._circuits = {i: self._circuits[i] for i in catalog.providers if i in self._circuits}
+        self._models = {i: self._models[i] for i in catalog.models if i in self._models}
         self._changed, self._changed_models = set(self._circuits), set(self._models)
         self._views, self._model_views = {}, {}
+
+    def offers(self, model: Model) -> bool:
+        """Whether the catalog still has a model that was chosen earlier, for use."""
+        known = self._catalog.models.get(model.id)
+        if known is None or not known.enabled or known.provider_id != model.provider_id:
+            return False
+        provider = self._catalog.providers.get(model.provider_id)
+        return provider is not None and provider.enabled
 
     def available(self, provider_id: str) -> bool:
         """Whether an attempt could start now."""

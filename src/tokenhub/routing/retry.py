@@ -252,11 +252,11 @@ class Failover:
         again, history.again = history.again, None
         if left <= 0:
             raise exhausted(self._decision, self.attempts, history.waits, late=True)
-        if again is not None and self._health.begin(again.provider_id):
+        if again is not None and self._begins(again):
             return self._try(again, left, now)
         if history.last not in FINAL and self._started < MAX_ATTEMPTS:
             for candidate in self._candidates(history):
-                if history.elsewhere(candidate) and self._health.begin(candidate.provider_id):
+                if history.elsewhere(candidate) and self._begins(candidate):
                     return self._try(candidate, left, now)
             if (wait := self._retry(history, left)) is not None:
                 return wait
@@ -273,7 +273,7 @@ class Failover:
             history = self._so_far()
             for candidate in self._candidates(history):
                 fresh = candidate.provider_id not in history.asked and history.elsewhere(candidate)
-                if fresh and self._health.begin(candidate.provider_id):
+                if fresh and self._begins(candidate):
                     return self._try(candidate, left, now)
         return None
 
@@ -314,6 +314,10 @@ class Failover:
         history.candidates = history.candidates or self._decision.candidates
         return history.candidates
 
+    def _begins(self, candidate: Candidate) -> bool:
+        health = self._health
+        return health.offers(candidate.model) and health.begin(candidate.provider_id)
+
     def _retry(self, history: _History, left: float) -> Wait | None:
         candidates = self._candidates(history)
         again = next((one for one in candidates if self._worth(one, history)), None)
@@ -336,7 +340,9 @@ class Failover:
         if history.overflowed and window and window <= history.overflowed:
             return False
         own = history.kinds.get(candidate.model_id)
-        return (own is None or own in AGAIN) and self._health.available(candidate.provider_id)
+        if not (own is None or own in AGAIN) or not self._health.offers(candidate.model):
+            return False
+        return self._health.available(candidate.provider_id)
 
     def _try(self, candidate: Candidate, left: float, now: float) -> Try:
         """An attempt after something was found to be noted."""

@@ -81,6 +81,7 @@ class Router:
         self._unnamed = itertools.count(1)
         self.rules = (rules or Rules()).changed()
         self.health = Health(clock)
+        self.health.follow(self.rules.catalog)
         self.bandit = Bandit()
         self.budget = RetryBudget(clock)
 
@@ -97,7 +98,7 @@ class Router:
         self._shared_s = self._share_s * min(max(len(self.rules.catalog.models) / FEW, 1.0), MOST)
         self._shortlists = Shortlists()
         if catalog is not None:
-            self.health.retain(catalog.providers, catalog.models)
+            self.health.follow(catalog)
 
     def decide(
         self,

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from tests.unit.routing.world import ManualClock
 
+from tokenhub.core.catalog import Catalog, Provider
 from tokenhub.core.errors import FailureClass
 from tokenhub.routing.circuit import BUCKET_S, BUCKETS, MIN_SAMPLES, Window
 from tokenhub.routing.health import ATTRIBUTABLE, Health
@@ -16,6 +17,7 @@ INNOCENT = [
     FailureClass.CONTENT_FILTER,
     FailureClass.CANCELLED,
     FailureClass.DEADLINE,
+    FailureClass.LATENCY,
 ]
 
 
@@ -254,7 +256,7 @@ def test_time_alone_is_reported_by_tick(health, clock):
 
 def test_what_leaves_the_catalog_is_forgotten(health):
     fail(health, 5)
-    health.retain(["q"], [])
+    health.follow(Catalog(version=1, providers={"q": Provider(id="q", type="openai")}, models={}))
     assert health.begin("p")
     assert state_of(health) == "healthy"
 

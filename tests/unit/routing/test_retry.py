@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from tests.unit.routing.world import ManualClock, catalog, model, query
 
+from tokenhub.core.catalog import Provider
 from tokenhub.core.errors import FailureClass, HubError, ProviderError
 from tokenhub.routing.retry import RetryBudget, Try, Wait
 from tokenhub.routing.router import Router
@@ -343,3 +344,41 @@ def test_a_provider_that_says_it_timed_out_is_believed_in_a_hurry_too(clock):
     plan = plan_for(clock, model("a"), stream=True, max_latency_ms=100)
     attempt = plan.failed(plan.next(), wrong(FailureClass.TIMEOUT, status=504))
     assert attempt.kind == FailureClass.TIMEOUT
+
+
+OFF = Provider(id="q", type="openai", enabled=False)
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        catalog(model("a", "p")),
+        catalog(model("a", "p"), model("b", "q", enabled=False)),
+        catalog(model("a", "p"), model("b", "q"), providers=[OFF]),
+        catalog(model("a", "p"), model("b", "r")),
+    ],
+)
+def test_who_was_taken_from_the_catalog_meanwhile_is_not_asked(clock, after):
+    router = Router(clock)
+    plan = plan_for(clock, model("a", "p"), model("b", "q"), router=router, mode="cheap")
+    step = plan.next()
+    assert step.candidate.model_id == "a"
+    router.update(catalog=after)
+    assert plan.hedge() is None
+    plan.failed(step, wrong(FailureClass.TIMEOUT))
+    assert stopped(plan).code == "provider_timeout"
+
+
+def test_a_model_disabled_meanwhile_is_not_tried_again(clock):
+    router = Router(clock)
+    gone = catalog(model("a", enabled=False))
+    plan = plan_for(clock, model("a"), router=router, model="a")
+    fail(plan, FailureClass.RESET)
+    assert isinstance(plan.next(), Wait)
+    router.update(catalog=gone)
+    assert stopped(plan).code == "provider_unreachable"
+    plan = plan_for(clock, model("a"), router=router, model="a")
+    step = plan.next()
+    router.update(catalog=gone)
+    plan.failed(step, wrong(FailureClass.RESET))
+    assert stopped(plan).code == "provider_unreachable"
