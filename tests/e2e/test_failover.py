@@ -314,6 +314,9 @@ def test_the_policy_may_permit_another_model_and_the_answer_names_it(fleet):
     assert reply.status == 200, reply.body
     assert reply.json()["negotiated_model"] == fleet.id("b")
     assert reply.headers["x-tokenhub-model"] == fleet.id("b")
+    assert reply.headers["x-tokenhub-reason"] == "routed-failover"
+    assert reply.json()["routing_reason"] == "routed-failover"
+    assert fleet.hub.ok("GET", "/logs?limit=1")["logs"][0]["reason"] == "routed-failover"
     fleet.hub.ok("PATCH", f"/models/{fleet.id('a')}", {"enabled": False})
     reply = fleet.native("a", {"allow_fallback": True})
     assert reply.json()["routing_reason"] == "routed-fallback"

@@ -65,7 +65,9 @@ def test_the_first_content_wins_and_the_loser_is_cancelled(fleet, stream):
     assert reply.headers["x-tokenhub-model"] == fleet.id("b")
     assert reply.headers["x-tokenhub-attempts"] == "2"
     assert gone.get(timeout=10) - began < 1
+    assert reply.headers["x-tokenhub-reason"] == "routed-failover"
     ended = attempts(fleet, reply)
+    assert list(ended) == [fleet.id("a"), fleet.id("b")]
     assert ended[fleet.id("b")][0] == ""
     assert ended[fleet.id("a")][0] == "cancelled"
     # The loser may bill the prompt, so the prompt is booked; its output is not.

@@ -251,7 +251,8 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
             certain to be found in ``candidates`` only.
         count: how many candidates there are.
         ranking: all of them, or what finds them from the query and the draw.
-        reason: ``routed-weight-8``, ``routed-hint-exact``, ``routed-alias``, ``routed-fallback``.
+        reason: ``routed-weight-8``, ``routed-hint-exact``, ``routed-alias``, ``routed-fallback``;
+            where another one answered in the end, the client reads ``routed-failover``.
         policy: what chose: ``weighted``, ``softmax``, ``thompson``, ``named`` or ``alias``; "" when
             nobody could answer.
         mode: the effective mode; "" when the model was named.

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from tokenhub.core.bounds import BYTES_PER_TOKEN
 from tokenhub.core.errors import FailureClass, ProviderError, TransportError
-from tokenhub.gateway.call import ATTEMPTS, Answer
+from tokenhub.gateway.call import ATTEMPTS, Answer, reason_of
 from tokenhub.gateway.relay import Relay
 from tokenhub.providers.upstream import Timeouts
 
@@ -243,7 +243,8 @@ class Attempt:
     def _headers(self) -> Headers:
         model, decision = self._step.candidate.model, self._call.decision
         assert decision is not None
-        headers = _who_answered(model.id, model.provider_id, decision.reason, self._call.tries)
+        reason = reason_of(decision, model.id)
+        headers = _who_answered(model.id, model.provider_id, reason, self._call.tries)
         if notes := self._lane.adapter.notes(self._chat, self._lane.target):
             headers = (*headers, *notes)
         if decision.alias:

@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 
 CLIENT_LEFT = 499  # as web servers log it
 ATTEMPTS = b"x-tokenhub-attempts"
+FAILED_OVER = "routed-failover"
+
+
+def reason_of(decision: Decision, model_id: str) -> str:
+    """Why a model answered: as it was decided, or since the choice failed or was slower."""
+    if not model_id or model_id == decision.chosen.model.id:
+        return decision.reason
+    return FAILED_OVER
 
 
 class ClientStream(Protocol):
@@ -82,7 +90,7 @@ class Call:
         endpoint: the route's path, a closed set.
         started_ms, began: wall time and monotonic seconds of its start.
         decision: candidates and why, None until decided.
-        attempts: every try, in order, as it ended.
+        attempts: every try as it ended; once the request is over, in the order they began.
         attempts_json: the same as JSON, once the request is over.
         tries: how many were begun.
         model_id, provider_id: who answered, "" if nobody.

@@ -13,7 +13,7 @@ from tokenhub.core.errors import InvalidRequest
 from tokenhub.core.fields import decode_fields
 from tokenhub.core.money import parse_usd, usd
 from tokenhub.gateway import directives
-from tokenhub.gateway.call import Answer
+from tokenhub.gateway.call import Answer, reason_of
 from tokenhub.gateway.intent import Intent
 from tokenhub.gateway.output import OutputFormat, Schema
 
@@ -169,7 +169,7 @@ class Shaper:
         envelope = {
             "negotiated_model": call.model_id,
             "estimated_cost_usd": None if cost is None else usd(cost),
-            "routing_reason": call.decision.reason,
+            "routing_reason": reason_of(call.decision, call.model_id),
             "response": response,
         }
         return Answer(msgspec.json.encode(envelope), answer.headers)

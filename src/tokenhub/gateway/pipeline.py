@@ -13,6 +13,7 @@ provider is asked.
 from __future__ import annotations
 
 import asyncio
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from tokenhub.core.bounds import BYTES_PER_TOKEN, measure_chat
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 CHAT = "/v1/chat/completions"
 NATIVE = "/v1/chat"
+_NUMBER = attrgetter("number")
 _ROUTED = frozenset({"", AUTO})  # how a model name begins that asks for routing
 
 
@@ -199,6 +201,8 @@ class Pipeline:
 
     def _tell(self, call: Call) -> None:
         attempts = call.attempts
+        if len(attempts) > 1:
+            attempts.sort(key=_NUMBER)  # those of a hedge end in any order
         call.attempts_json = text = encode_attempts(attempts)
         if call.decision is not None:
             self._router.finish(call.decision, attempts, call.error_class or "ok", text)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tokenhub.core.chat import Usage
-from tokenhub.core.errors import PaymentRequired
+from tokenhub.core.errors import FailureClass, PaymentRequired
+from tokenhub.gateway.call import reason_of
 from tokenhub.telemetry.cell import pair_of
 from tokenhub.telemetry.journal import Entry
 
@@ -36,7 +37,7 @@ def entry_of(call: Call, catalog: Catalog) -> Entry:
     model = catalog.models.get(call.model_id)
     prices = model.prices if model is not None else None
     if decision is not None:
-        mode, alias, reason = decision.mode, decision.alias, decision.reason
+        mode, alias, reason = decision.mode, decision.alias, reason_of(decision, call.model_id)
     else:
         mode = alias = reason = ""
     return Entry(
@@ -81,18 +82,20 @@ def publish(call: Call, entry: Entry, bus: EventBus) -> None:
     """
     name, decision = call.grant.name, call.decision
     if decision is None:
-        chosen, policy, count = None, "", 0
+        chosen, policy, count, reason = None, "", 0, ""
     else:
         chosen, policy, count = decision.chosen, decision.policy, decision.count
         if not entry.error_class and len(entry.attempts) == 1:
             bus.tell(_USUAL, _usual, (entry, name, chosen, policy, count))
             return
+        reason = decision.reason
     kinds = ["decision"] if decision is not None else []
-    kinds += ["escalation"] * (len(entry.attempts) - 1)
+    escalated = _escalations(entry)
+    kinds += ["escalation"] * len(escalated)
     if entry.status == PaymentRequired.status:
         kinds.append("budget")
     kinds.append("route_error" if entry.error_class else "route_success")
-    bus.tell(tuple(kinds), _unusual, (entry, name, chosen, policy, count))
+    bus.tell(tuple(kinds), _unusual, (entry, name, chosen, policy, count, reason, escalated))
 
 
 def log_call(call: Call) -> None:
@@ -125,16 +128,30 @@ _USUAL = ("decision", "route_success")
 def _usual(
     entry: Entry, name: str, chosen: Candidate, policy: str, count: int
 ) -> tuple[_Decided, _Succeeded]:
-    return _decided(entry, name, chosen, policy, count), _succeeded(entry, name)
+    return _decided(entry, name, chosen, policy, count, entry.reason), _succeeded(entry, name)
+
+
+def _escalations(entry: Entry) -> list[Attempt]:
+    """The attempts that were given up for a later one, which answered or failed last."""
+    if len(entry.attempts) < 2:
+        return []
+    last = entry.telling().number
+    return [one for one in entry.attempts if one.number < last]
 
 
 def _unusual(
-    entry: Entry, name: str, chosen: Candidate | None, policy: str, count: int
+    entry: Entry,
+    name: str,
+    chosen: Candidate | None,
+    policy: str,
+    count: int,
+    reason: str,
+    escalated: list[Attempt],
 ) -> list[Any]:
     told: list[Any] = []
     if chosen is not None:
-        told.append(_decided(entry, name, chosen, policy, count))
-    told += [_escalated(entry, name, failed) for failed in entry.attempts[:-1]]
+        told.append(_decided(entry, name, chosen, policy, count, reason))
+    told += [_escalated(entry, name, failed) for failed in escalated]
     if entry.status == PaymentRequired.status:
         told.append(_over_budget(entry, name))
     told.append(_failed(entry, name) if entry.error_class else _succeeded(entry, name))
@@ -168,11 +185,13 @@ class _Succeeded(msgspec.Struct, gc=False):
     ttft_ms: float | None
 
 
-def _decided(entry: Entry, name: str, chosen: Candidate, policy: str, count: int) -> _Decided:
+def _decided(
+    entry: Entry, name: str, chosen: Candidate, policy: str, count: int, reason: str
+) -> _Decided:
     return _Decided(
         chosen.model.id,
         chosen.model.provider_id,
-        entry.reason,
+        reason,
         policy,
         count,
         chosen.propensity,
@@ -192,11 +211,12 @@ def _over_budget(entry: Entry, name: str) -> dict[str, Any]:
 
 
 def _escalated(entry: Entry, name: str, failed: Attempt) -> dict[str, Any]:
+    ended = "was slow" if failed.kind == FailureClass.CANCELLED else "failed"
     return {
         "model_id": failed.model_id,
         "provider_id": failed.provider_id,
         "error_class": failed.kind,
-        "reason": f"attempt {failed.number} failed, the next one was made",
+        "reason": f"attempt {failed.number} {ended}, the next one was made",
     } | _common(entry, name)
 
 

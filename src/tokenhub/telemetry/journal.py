@@ -82,6 +82,12 @@ class Entry(msgspec.Struct, gc=False):
     attempts: list[Attempt]
     attempts_json: str
 
+    def telling(self) -> Attempt:
+        """The attempt that answered, at least in part; when none did, the last. There is one."""
+        attempts = self.attempts
+        own = (one for one in reversed(attempts) if one.model_id == self.model_id)
+        return next(own, attempts[-1])
+
 
 class Filter(NamedTuple):
     """Which rows to list; "" and 0 = any. ``status`` is 200, 5xx or error (400 and above)."""

@@ -181,7 +181,7 @@ class Tracing:
         attributes = self._who(attempt, model) | _asked(chat, entry.session)
         answered = not attempt.kind or (
             # A stream that broke after content had gone out was answered in part.
-            attempt is entry.attempts[-1] and bool(entry.model_id)
+            bool(entry.model_id) and attempt is entry.telling()
         )
         attributes |= _answer(entry, attempt) if answered else {}
         attributes[names.HTTP_STATUS] = attempt.status if attempt.kind else 200

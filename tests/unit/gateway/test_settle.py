@@ -43,6 +43,7 @@ DECISION = Decision(
     chosen=Candidate(model=Model(id="m1", provider_id="p"), propensity=0.25),
     count=1,
     policy="weighted",
+    reason="decided",
 )
 
 
@@ -74,11 +75,24 @@ async def test_a_plain_answer_is_a_decision_and_a_success():
 
 async def test_each_failed_try_before_the_last_is_an_escalation():
     tries = [attempt(1, "timeout"), attempt(2, "server"), attempt(3)]
-    kinds = await told(entry(attempts=tries), DECISION)
+    kinds = await told(entry(attempts=tries, model_id="m3"), DECISION)
     assert [one["type"] for one in kinds] == [
         "decision", "escalation", "escalation", "route_success",
     ]  # fmt: skip
     assert (kinds[2]["model_id"], kinds[2]["error_class"]) == ("m2", "server")
+
+
+async def test_of_a_hedge_whoever_was_given_up_for_a_later_try_is_an_escalation():
+    first_won = [attempt(1), attempt(2, "cancelled")]
+    kinds = await told(entry(attempts=first_won), DECISION)
+    assert [one["type"] for one in kinds] == ["decision", "route_success"]
+    second_won = [attempt(1, "cancelled"), attempt(2), attempt(3, "cancelled")]
+    kinds = await told(entry(attempts=second_won, model_id="m2", reason="other"), DECISION)
+    assert [one["type"] for one in kinds] == ["decision", "escalation", "route_success"]
+    assert [one["model_id"] for one in kinds] == ["m1", "m1", "m2"]
+    assert [one["reason"] for one in kinds] == [
+        "decided", "attempt 1 was slow, the next one was made", "other",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
