@@ -180,12 +180,25 @@ def _aliased(ask: Ask, alias: Alias) -> Decision:
     others, more = _stand_ins(ask, {one.model_id for one in variants}, chosen=bool(fits))
     if not fits and not others:
         raise refusal(query, filtered, ask.evidence)
-    shares = {one.model_id: one.weight / alias.total for one in variants}
+    shares = _shares(alias, {fit.model.id for fit in fits})
     candidates = [plain(fit, shares[fit.model.id]) for fit in fits]
     reason = "routed-alias" if fits else "routed-fallback"
     return _decision(
         ask, (*candidates, *others), filtered + more, "alias", reason, alias=alias.name
     )
+
+
+def _shares(alias: Alias, able: set[str]) -> dict[str, float]:
+    """How often each variant that may answer comes first."""
+    total = alias.total
+    # The first that may answer is asked in place of each one that may not.
+    extra = sum(one.weight for one in alias.variants if one.model_id not in able)
+    shares: dict[str, float] = {}
+    for one in alias.variants:
+        if one.model_id in able:
+            shares[one.model_id] = (one.weight + extra) / total
+            extra = 0
+    return shares
 
 
 def _stand_ins(

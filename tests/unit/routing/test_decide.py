@@ -326,6 +326,21 @@ def test_who_may_stand_in_is_never_first_by_chance(asked, ruled, seen, seed):
         assert not any(one.propensity for one in strangers)
 
 
+@given(queries, worlds(), evidences)
+def test_the_propensity_of_a_variant_is_how_often_it_comes_first(asked, ruled, seen):
+    alias = msgspec.structs.replace(ruled.aliases["alias"], sticky_by="round_robin")
+    ruled = ruled.changed(aliases={"alias": alias})
+    asked = msgspec.structs.replace(asked, model="alias")
+    came, said = Counter(), {}
+    for turn in range(alias.total):
+        decision = decided(asked, ruled, msgspec.structs.replace(seen, turn=turn), 1)
+        if not decision or decision.reason != "routed-alias":
+            return
+        came[decision.chosen.model_id] += 1
+        said[decision.chosen.model_id] = decision.propensity
+    assert said == {name: count / alias.total for name, count in came.items()}
+
+
 def test_a_named_model_is_certain_and_its_stand_ins_are_not():
     ruled = rules(model("a"), model("b"), model("c"))
     decision = decide(query(model="b", allow_fallback=True), ruled, Evidence(), 1)
