@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tokenhub.routing.rules import Rules
 
 RIVALS = 5  # candidates looked at besides the choice
+RELAXED = 10  # values of a limit looked at, the nearest ones
 STEPS = 12  # halvings of the range in which a number is sought
 TOP_WEIGHT = 10
 DEAREST = 10.0  # a choice is looked for up to this multiple of its price or time
@@ -206,24 +207,28 @@ def _draws(trial: _Trial) -> Iterator[Flip]:
 
 
 def _limits(trial: _Trial) -> Iterator[Flip]:
-    """The request's limits, relaxed as far as each filtered model needs."""
+    """The request's limits, each relaxed until a filtered model that comes in is chosen."""
     limits = trial.decision.limits
-    for fault in trial.decision.filtered:
-        if fault.reason not in _FIELDS or isinstance(fault.value, str):
-            continue
-        name, what = _FIELDS[fault.reason]
-        needed = -int(-fault.value // 1)
-        changed: Limits = msgspec.structs.replace(limits, **{name: needed})
-        before = float(fault.limit)
-        if other := trial.other(query={"limits": changed}):
-            money = name == "max_budget"
-            yield Flip(
-                what=what,
-                before=usd(int(before)) if money else before,
-                after=usd(needed) if money else needed,
-                chooses=other,
-                change=abs(needed - before) / (before or 1.0),
-            )
+    for reason, (name, what) in _FIELDS.items():
+        missed = {
+            -int(-one.value // 1): float(one.limit)
+            for one in trial.decision.filtered
+            if one.reason == reason and not isinstance(one.value, str)
+        }
+        nearest = sorted((abs(needed - before), needed) for needed, before in missed.items())
+        for distance, needed in nearest[:RELAXED]:
+            before = missed[needed]
+            changed: Limits = msgspec.structs.replace(limits, **{name: needed})
+            if other := trial.other(query={"limits": changed}):
+                money = name == "max_budget"
+                yield Flip(
+                    what=what,
+                    before=usd(int(before)) if money else before,
+                    after=usd(needed) if money else needed,
+                    chooses=other,
+                    change=distance / (before or 1.0),
+                )
+                break
 
 
 _FIELDS = {

@@ -14,7 +14,9 @@ from tokenhub.routing.settings import Number, budget_nano, check_latency, check_
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tokenhub.core.decision import Decision
     from tokenhub.routing.router import Router
+    from tokenhub.routing.rules import Rules
 
 MAX_TOKENS = 1 << 40
 DEFAULT_TOKENS = 500
@@ -37,17 +39,19 @@ class SimulateFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     seed: int = 0
 
 
-def simulate(
-    router: Router, fields: SimulateFields, unavailable: Mapping[str, str]
-) -> dict[str, Any]:
-    """What would be chosen now, and the whole table behind it.
+def simulate(router: Router, fields: SimulateFields, unavailable: Mapping[str, str]) -> Decision:
+    """What would be chosen now.
 
     Raises:
         InvalidRequest: naming the field.
         HubError: nothing may answer, as a real request would be told.
     """
-    decision = router.simulate(query_of(fields), unavailable, fields.seed)
-    table = describe(decision, router.rules)
+    return router.simulate(query_of(fields), unavailable, fields.seed)
+
+
+def table_of(decision: Decision, rules: Rules) -> dict[str, Any]:
+    """The whole table behind it; takes a while with many models, and reads nothing that changes."""
+    table = describe(decision, rules)
     return {**table, "eligible": eligible_rows(decision), "total": decision.count}
 
 

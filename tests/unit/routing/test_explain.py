@@ -104,6 +104,23 @@ def test_a_limit_that_removed_the_better_model_is_named():
     assert told["filtered"][0]["limit"] == 0.1
 
 
+def test_of_many_models_over_a_limit_only_the_nearest_are_tried(monkeypatch):
+    tried = []
+
+    def counted(*args, **fields):
+        tried.append(args)
+        return decide(*args, **fields)
+
+    monkeypatch.setattr("tokenhub.routing.flip.decide", counted)
+    dear = (model(f"m{n}", weight=1, prices=per_million(100 + n)) for n in range(500))
+    ruled = rules(*dear, model("fits", weight=1), model("good", weight=5, prices=per_million(90)))
+    decision = decide(query(mode="high_confidence", max_budget=70_000_000), ruled, Evidence(), 1)
+    flip = smallest_flip(decision, ruled)
+    assert (decision.chosen.model_id, decision.count) == ("fits", 1)
+    assert (flip.what, flip.chooses) == ("max_budget_usd", "good")
+    assert len(tried) < 100
+
+
 def test_all_rules_that_a_model_breaks_are_told():
     ruled = rules(model("m"), model("bad", "q", weight=1, tools=False, max_context_tokens=100))
     seen = Evidence(providers={"q": ProviderView(closed="down", retry_ms=5)})

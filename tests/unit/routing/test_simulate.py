@@ -6,7 +6,7 @@ from tests.unit.routing.world import ManualClock, attempt, catalog, model, per_m
 from tokenhub.core.errors import HubError, InvalidRequest
 from tokenhub.core.fields import decode_fields
 from tokenhub.routing.router import Router
-from tokenhub.routing.simulate import SimulateFields, simulate
+from tokenhub.routing.simulate import SimulateFields, simulate, table_of
 
 
 @pytest.fixture
@@ -22,7 +22,8 @@ def router():
 
 
 def ask(router, text):
-    return simulate(router, decode_fields(text.encode(), SimulateFields), {})
+    decision = simulate(router, decode_fields(text.encode(), SimulateFields), {})
+    return table_of(decision, router.rules)
 
 
 def test_the_manuals_first_example(router):
