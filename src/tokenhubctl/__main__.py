@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
 from tokenhubctl import __version__
-from tokenhubctl.errors import INTERRUPTED, OK, USAGE, CliError
+from tokenhubctl.errors import FAILED, INTERRUPTED, OK, USAGE, CliError
 
 # The shell's completion script starts this program with it, and without arguments.
 COMPLETE = "_TOKENHUBCTL_COMPLETE"
@@ -14,6 +15,7 @@ COMPLETE = "_TOKENHUBCTL_COMPLETE"
 
 def main() -> int:
     """Run the command line of this process; the result is its exit code."""
+    _prepare_output()
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()
@@ -21,10 +23,29 @@ def main() -> int:
         print(file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader (head, a pager) has had enough. Python must not fail again at its last flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader (head, a pager) has had enough.
+        _discard_output()
         return OK
+    except OSError as error:
+        # Files and sockets have messages of their own; what is left is a disk that is full.
+        _discard_output()
+        print(f"error: The output was not written: {error.strerror or error}.", file=sys.stderr)
+        return FAILED
     return code
+
+
+def _prepare_output() -> None:
+    """UTF-8 whatever the locale, so that -o json is the same JSON everywhere."""
+    if sys.stdout is None:  # started with `>&-`
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  (to the end)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def _discard_output() -> None:
+    """Python must not fail again at its last flush."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run(args: list[str]) -> int:

@@ -116,17 +116,22 @@ def json_text(given: str, what: str) -> str:
     return _read(source, what)
 
 
-def json_object(given: str, what: str) -> bytes:
-    """A JSON object checked here and sent byte for byte, so that no number loses a digit.
-
-    Raises UsageFault with the place of the mistake.
-    """
+def json_value(given: str, what: str) -> tuple[bytes, Any]:
+    """A JSON argument as the bytes to send, so that no number loses a digit, and its value."""
     text = json_text(given, what)
     value = parse_json(text, what)
     try:
-        raw = text.encode()
+        return text.encode(), value
     except UnicodeEncodeError as error:
         raise UsageFault(f"The {what} is not UTF-8 text.") from error
+
+
+def json_object(given: str, what: str) -> bytes:
+    """A JSON object checked here and sent byte for byte.
+
+    Raises UsageFault with the place of the mistake.
+    """
+    raw, value = json_value(given, what)
     if not isinstance(value, dict):
         raise UsageFault(
             f"The {what} must be a JSON object, not {_kind(value)}.",

@@ -181,14 +181,23 @@ class Noun(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse, with the default verb put in where none is named."""
-        if self.default and (not args or (args[0][:1] == "-" and args[0] not in {"-h", "--help"})):
+        # A line that is being completed ends here because its next word is the verb.
+        none_named = not args and not ctx.resilient_parsing
+        option_first = bool(args) and args[0][:1] == "-" and args[0] not in {"-h", "--help"}
+        if self.default and (none_named or option_first):
             args = [self.default, *args]
-        elif not args and not ctx.resilient_parsing:
+        elif none_named:
             raise UsageFault(
                 f"{ctx.command_path} needs one of: {', '.join(self.list_commands(ctx))}.",
                 hint=f"{ctx.command_path} --help",
             )
         return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The verbs; where an option is begun, those of the default verb."""
+        if self.default and incomplete.startswith("-"):
+            return self.commands[self.default].shell_complete(ctx, incomplete)
+        return super().shell_complete(ctx, incomplete)
 
 
 class LazyGroup(click.Group):

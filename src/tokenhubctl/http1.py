@@ -28,12 +28,13 @@ class Answer:
     """An answer whose headers have arrived.
 
     ``headers`` has lower-case names. Read the body once: ``read()`` whole or ``chunks()`` as it
-    comes. Close it, or use it in a ``with``.
+    comes; that to HEAD has none, whatever its headers say. Close it, or use it in a ``with``.
     """
 
-    def __init__(self, connection: socket.socket, limits: Limits) -> None:
+    def __init__(self, connection: socket.socket, limits: Limits, method: str) -> None:
         self._socket = connection
         self._limits = limits
+        self._head_only = method == "HEAD"
         self._file: BinaryIO = connection.makefile("rb")
         try:
             self.status, self.headers = self._head()
@@ -61,7 +62,7 @@ class Answer:
 
     def chunks(self) -> Iterator[bytes]:
         """The body, decoded, in the pieces it arrives in. A body cut short raises Unreachable."""
-        if self.status in {204, 304}:
+        if self._head_only or self.status in {204, 304}:
             return iter(())
         if "chunked" in self.headers.get("transfer-encoding", "").lower():
             return self._chunked()
@@ -165,7 +166,7 @@ def request(
     except BaseException:
         connection.close()
         raise
-    return Answer(connection, limits)
+    return Answer(connection, limits, method)
 
 
 def _send(connection: socket.socket, data: bytes, limits: Limits) -> None:

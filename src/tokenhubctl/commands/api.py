@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tokenhubctl.arguments import json_text, parse_json
+from tokenhubctl.arguments import json_value, parse_json
 from tokenhubctl.command import pass_session, verb
 from tokenhubctl.errors import UsageFault
 from tokenhubctl.view import View, document
@@ -34,11 +34,7 @@ def api(session: Session, method: str, path: str, body: str | None) -> View | No
             f"{path!r} is not a path: it must start with / and be percent-encoded.",
             hint="An example: tokenhubctl api GET /admin/v1/info",
         )
-    sent = None
-    if body is not None:
-        text = json_text(body, "body")
-        parse_json(text, "body")
-        sent = text.encode()
+    sent = None if body is None else json_value(body, "body")[0]
     raw = session.client.raw(method.upper(), path, sent)
     try:
         return document(parse_json(raw.decode(), "answer")) if raw else None

@@ -63,7 +63,7 @@ def ctl(peer, home, monkeypatch, capsysbinary):
 def spawn(peer, home):
     """Run the installed program in a process of its own."""
 
-    def run(*args: str, stdin: bytes = b"", **env: str) -> Ran:
+    def run(*args: str | bytes, stdin: bytes = b"", **env: str) -> Ran:
         done = subprocess.run(
             [CTL, *args], input=stdin, capture_output=True, env=environment(peer, home) | env,
             timeout=30, check=False,

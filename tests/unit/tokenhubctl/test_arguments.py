@@ -62,3 +62,11 @@ def test_input_without_end_is_cut_off(ctl, peer):
     ran = ctl("model", "add", "@/dev/zero")
     assert (ran.code, peer.calls) == (2, [])
     assert "64 MiB" in ran.err
+
+
+def test_text_that_is_not_utf_8_is_refused_and_never_sent(spawn, peer):
+    for words in (("model", "add"), ("api", "POST", "/admin/v1/models")):
+        ran = spawn(*words, b'{"id": "\xff"}')
+        assert (ran.code, ran.out) == (2, ""), ran
+        assert "is not UTF-8 text" in ran.err
+    assert peer.calls == []

@@ -327,6 +327,12 @@ def test_https_to_a_plain_port(peer):
     assert "http://" in caught.value.hint
 
 
+def test_an_answer_to_head_has_no_body_to_wait_for(raw):
+    url, seen = raw(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n")
+    assert client(url).raw("HEAD", TARGET) == b""
+    assert seen[0].startswith(b"HEAD ")
+
+
 def test_bodies_of_numbers_survive(peer):
     peer.answers[f"POST {TARGET}"] = {"ok": True}
     client(peer.url, TOKEN).call("POST", TARGET, {"x": "ä", "n": 0.1})

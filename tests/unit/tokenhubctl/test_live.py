@@ -205,6 +205,10 @@ def complete(spawn, line, **env):
 def test_completion_of_commands_and_options(spawn):
     assert complete(spawn, "tokenhubctl mod") == ["model", "model-test", "models"]
     assert complete(spawn, "tokenhubctl vault s") == ["status", "secret"]
+    assert complete(spawn, "tokenhubctl model e") == ["edit", "enable"]
+    assert complete(spawn, "tokenhubctl routing ") == ["get", "set"]
+    assert complete(spawn, "tokenhubctl logs --li") == ["--limit"]
+    assert complete(spawn, "tokenhubctl logs --limit 5 --mo") == ["--model"]
     assert "--no-headers" in complete(spawn, "tokenhubctl model list --no")
     assert complete(spawn, "tokenhubctl model list -o js") == ["json", "jsonl"]
 

@@ -192,3 +192,12 @@ def test_a_thing_that_does_not_exist_is_not_taken_for_a_route(ctl, peer):
     ran = ctl("model", "get", "m")
     assert ran.code == 3
     assert "This server has no" not in ran.err
+
+
+@pytest.mark.parametrize("form", ["table", "json"])
+def test_the_locale_changes_no_byte(spawn, peer, form):
+    peer.answers["GET /admin/v1/engine/models"] = {"models": [{"id": "模型-😀"}]}
+    usual = spawn("model", "list", "-o", form, LC_ALL="C.UTF-8")
+    plain = spawn("model", "list", "-o", form, LC_ALL="C", PYTHONUTF8="0", PYTHONIOENCODING="ascii")
+    assert "模型-😀" in plain.out
+    assert plain == usual

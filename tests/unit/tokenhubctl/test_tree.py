@@ -189,3 +189,23 @@ def test_a_closed_pipe_ends_quietly(home):
     )  # fmt: skip
     assert done.stderr == ""
     assert done.stdout.splitlines()[-1] == "0"
+
+
+def in_bash(line, home):
+    """Exit code and stderr of a line in which ``$0`` is the program."""
+    done = subprocess.run(
+        ["/bin/bash", "-c", line, str(CTL)], capture_output=True, text=True, check=False,
+        timeout=30, env={"PATH": "/usr/bin:/bin", "HOME": str(home)},
+    )  # fmt: skip
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("words", ["version", "commands", "help", "completion bash"])
+def test_a_full_disk_is_an_error_and_no_traceback(home, words):
+    said = "error: The output was not written: No space left on device.\n"
+    assert in_bash(f'"$0" {words} >/dev/full', home) == (1, said)
+
+
+@pytest.mark.parametrize("words", ["version", "commands", "help"])
+def test_nobody_has_to_want_the_output(home, words):
+    assert in_bash(f'"$0" {words} >&-', home) == (0, "")
