@@ -74,12 +74,23 @@ class Session:
             )
         return found.value
 
-    def get(self, target: str) -> Any:
-        """GET a JSON answer."""
-        return self.call("GET", target)
+    def get(self, target: str, *members: str) -> dict[str, Any]:
+        """GET an answer, as in ``call``."""
+        return self.call("GET", target, None, *members)
 
-    def call(self, method: str, target: str, body: object = None) -> Any:
-        """Call the server; a route it does not have gets an error that says so."""
+    def call(self, method: str, target: str, body: object = None, *members: str) -> dict[str, Any]:
+        """Call the server for an object that has all of ``members``.
+
+        Raises CliError for another answer: what is not there must not be shown as a state.
+        A route that the server does not have gets an error that says so.
+        """
+        answer = self._call(method, target, body)
+        missing = [name for name in members if not isinstance(answer, dict) or name not in answer]
+        if missing or not isinstance(answer, dict):
+            raise unexpected(missing)
+        return answer
+
+    def _call(self, method: str, target: str, body: object) -> Any:
         try:
             return self.client.call(method, target, body)
         except ApiError as error:
@@ -90,7 +101,7 @@ class Session:
         self, method: str, target: str, body: object = None, *, member: str = "ok"
     ) -> dict[str, Any]:
         """Call for a change. An answer without ``member``, or with ``ok: false``, is an error."""
-        answer = self.call(method, target, body)
+        answer = self._call(method, target, body)
         if not isinstance(answer, dict) or member not in answer or answer.get("ok") is False:
             raise CliError(
                 "The server did not confirm the change.",
@@ -101,8 +112,7 @@ class Session:
 
     def listed(self, target: str, *members: str) -> list[dict[str, Any]]:
         """The objects of a list answer under the first of ``members`` it has."""
-        answer = self.get(target)
-        return objects(answer, *members)
+        return objects(self._call("GET", target, None), *members)
 
     @staticmethod
     def note(message: str) -> None:
@@ -116,13 +126,21 @@ def objects(answer: Any, *members: str) -> list[dict[str, Any]]:
     if isinstance(answer, dict):
         named = [member for member in members if member in answer]
         if not named:
-            raise CliError(
-                f"The server's answer has no {' or '.join(members)!r}.",
-                hint="Is it another version than this? `tokenhubctl doctor` compares them.",
-                code="unexpected_answer",
-            )
-        found = answer[named[0]]
-    return [item if isinstance(item, dict) else {"id": item} for item in found or []]
+            raise unexpected(members[:1])
+        found = answer[named[0]] or []
+    if not isinstance(found, list):
+        raise unexpected(members[:1])
+    return [item if isinstance(item, dict) else {"id": item} for item in found]
+
+
+def unexpected(missing: Sequence[str] = ()) -> CliError:
+    """An answer that no TokenHub of this version gives."""
+    what = f"has no {', '.join(map(repr, missing))}" if missing else "is not what TokenHub says"
+    return CliError(
+        f"The server's answer {what}.",
+        hint="Is it a TokenHub, and of this version? `tokenhubctl doctor` looks.",
+        code="unexpected_answer",
+    )
 
 
 def explain_missing_route(error: ApiError, method: str, target: str) -> None:

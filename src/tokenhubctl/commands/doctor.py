@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import stat
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tokenhubctl import __version__, address
 from tokenhubctl.client import Client
 from tokenhubctl.command import pass_session, verb
+from tokenhubctl.config import URL
 from tokenhubctl.errors import FAILED, CliError, UsageFault
 from tokenhubctl.session import Session, objects
 from tokenhubctl.view import Column, Layout, View, rows
@@ -19,6 +21,8 @@ from tokenhubctl.view import Column, Layout, View, rows
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from tokenhubctl.client import Reply
 
 MAX_SKEW_SECONDS = 5.0
 LOW_DISK_BYTES = 1 << 30
@@ -74,6 +78,9 @@ def _server(session: Session) -> list[Finding]:
         reply = client.exchange("GET", "/healthz")
     except CliError as error:
         return [Finding("server", "failed", error.message, "Start it: tokenhub (or make start)")]
+    if not _is_tokenhub(reply):
+        finding = f"what answers there is no TokenHub (GET /healthz: {reply.status})"
+        return [Finding("server", "failed", finding, f"Put its address into {URL}.")]
     found = [Finding("server", "ok", f"answers in {reply.seconds * 1000:.0f} ms")]
     found += _clock(reply.headers.get("date", ""))
     found += _token(session)
@@ -84,6 +91,15 @@ def _server(session: Session) -> list[Finding]:
     for name, look in (("catalog", _catalog), ("provider health", _down)):
         found += _tolerant(name, look, session)
     return found
+
+
+def _is_tokenhub(reply: Reply) -> bool:
+    """Whether the answer to /healthz, 200 or 503, has the members that ours has."""
+    try:
+        body = json.loads(reply.body)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(body, dict) and {"status", "adapters", "models"} <= body.keys()
 
 
 def _tolerant(
@@ -141,7 +157,9 @@ def _version(info: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _vault(info: dict[str, Any]) -> Iterator[Finding]:
-    if not info.get("vault_initialized"):
+    if "vault_initialized" not in info:
+        yield Finding("vault", "warning", "the server does not say")
+    elif not info["vault_initialized"]:
         fix = "tokenhubctl vault unlock (the first time creates it)"
         yield Finding("vault", "warning", "not created yet", fix)
     elif info.get("vault_locked"):
@@ -153,7 +171,9 @@ def _vault(info: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _catalog(session: Session) -> Iterator[Finding]:
-    providers = session.listed(address.path("providers"), "items", "providers")
+    listed = session.listed(address.path("providers"), "items", "providers")
+    built_in = ("demo", "runtime")
+    providers = [row for row in listed if (row.get("type"), row.get("source")) != built_in]
     if providers:
         yield Finding("providers", "ok", f"{len(providers)} configured")
     else:

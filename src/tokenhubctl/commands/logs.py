@@ -109,7 +109,7 @@ def _print_more(session: Session, fresh: list[dict[str, Any]], *, headings: bool
 @pass_session
 def show(session: Session, request_id: str) -> View:
     """One request with its attempts."""
-    found = session.get(address.path("logs", request_id))
+    found = session.get(address.path("logs", request_id), "request_id")
     view = document(found)
     view.form = "table"
     view.key = "request_id"

@@ -13,6 +13,7 @@ from tokenhubctl.command import pass_session, verb
 from tokenhubctl.completion import ids
 from tokenhubctl.config import API_KEY, Found
 from tokenhubctl.errors import NoCredential
+from tokenhubctl.session import unexpected
 from tokenhubctl.view import View, record
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def model_test(session: Session, model_id: str, key: str | None) -> View:
     started = time.perf_counter()
     answer = client.call("POST", "/v1/chat/completions", body)
     elapsed = (time.perf_counter() - started) * 1000
+    if not isinstance(answer, dict) or not answer.get("choices"):
+        raise unexpected(["choices"])
     usage = answer.get("usage") or {}
     pairs = [
         ("Model", model_id),
@@ -71,8 +74,7 @@ def _key(session: Session, given: str | None) -> Found:
 
 
 def _content(answer: dict[str, Any]) -> str:
-    choices = answer.get("choices") or [{}]
-    message = choices[0].get("message") or {}
+    message = answer["choices"][0].get("message") or {}
     if content := message.get("content"):
         return str(content)
     if reasoning := message.get("reasoning_content"):

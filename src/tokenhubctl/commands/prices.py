@@ -11,6 +11,7 @@ from tokenhubctl.arguments import json_object, json_text
 from tokenhubctl.command import noun, pass_session
 from tokenhubctl.completion import ids
 from tokenhubctl.errors import FAILED
+from tokenhubctl.session import objects
 from tokenhubctl.view import Column, Layout, View, document, done, rows
 
 if TYPE_CHECKING:
@@ -111,9 +112,9 @@ def diff(session: Session, file: str, *, overwrite: bool) -> View:
     Ends with 0 when nothing would change, with 1 when something would.
     """
     target = _target(dry_run=True, overwrite=overwrite)
-    answer = session.call("POST", target, _price_list(file))
+    answer = session.call("POST", target, _price_list(file), "changes")
     _remark(session, answer)
-    changes = answer.get("changes") or []
+    changes = objects(answer, "changes")
     return rows(changes, CHANGES, exit_code=FAILED if changes else 0)
 
 

@@ -27,5 +27,4 @@ def simulate(session: Session, json_: str) -> View:
     """
     body = json_object(json_, "simulation")
     answer = session.call("POST", address.path("routing", "simulate"), body)
-    failed = isinstance(answer, dict) and bool(answer.get("error"))
-    return document(answer, exit_code=FAILED if failed else 0)
+    return document(answer, exit_code=FAILED if answer.get("error") else 0)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @pass_session
 def status(session: Session) -> View:
     """Server info, health, vault state."""
-    info = session.get(address.path("info"))
+    info = session.get(address.path("info"), "vault_locked", "vault_initialized")
     health = healthz(session)
     data = {"server": session.config.endpoint.url, **info, **health}
     pairs = [

@@ -83,11 +83,11 @@ def _two_lines() -> tuple[str, str]:
 def status(session: Session) -> View:
     """Whether the vault exists and is open."""
     try:
-        answer = session.get(address.path("vault", "status"))
+        answer = session.get(address.path("vault", "status"), "locked")
     except ApiError as error:
         if error.status not in {404, 405}:
             raise
-        info = session.get(address.path("info"))
+        info = session.get(address.path("info"), "vault_locked", "vault_initialized")
         answer = {
             "locked": info.get("vault_locked"),
             "initialized": info.get("vault_initialized"),
@@ -124,8 +124,8 @@ def list_(session: Session) -> View:
 @pass_session
 def get(session: Session, key: str) -> View:
     """Print one secret."""
-    answer = session.get(address.path("vault", "secrets", key))
-    value = str(answer.get("value", ""))
+    answer = session.get(address.path("vault", "secrets", key), "value")
+    value = str(answer["value"])
     if sys.stdout.isatty() and table.visible(value.replace("\n", "")) != value.replace("\n", ""):
         session.note("note: control characters are shown as escapes; through a pipe they are exact")
         value = table.visible(value)

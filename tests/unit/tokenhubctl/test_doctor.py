@@ -41,6 +41,20 @@ def test_no_server(findings):
     assert "tokenhub" in found["server"]["fix"]
 
 
+@pytest.mark.parametrize(
+    "answer", [(404, b"<h1>nginx</h1>"), (200, b"welcome"), (200, {}), (200, []), (200, b"")]
+)
+def test_something_else_at_that_address(findings, peer, answer):
+    """Its word on a token says nothing, so the token is not the thing to mend."""
+    peer.answers["GET /healthz"] = answer
+    code, found = findings()
+    assert (code, found["server"]["state"]) == (1, "failed")
+    assert "no TokenHub" in found["server"]["finding"]
+    assert "TOKENHUB_URL" in found["server"]["fix"]
+    assert "admin token" not in found
+    assert [call.target for call in peer.calls] == ["/healthz"]
+
+
 def test_no_url(findings):
     code, found = findings("--url", "nonsense")
     assert (code, found["url"]["state"]) == (1, "failed")
@@ -58,6 +72,7 @@ def test_a_wrong_token(findings, peer):
     [
         ({"vault_locked": True, "vault_initialized": True}, "vault", "failed", "vault unlock"),
         ({"vault_initialized": False}, "vault", "warning", "creates it"),
+        ({"version": "0.1.0"}, "vault", "warning", ""),
         ({"version": "9.9"}, "version", "warning", "make install"),
     ],
 )
@@ -70,7 +85,8 @@ def test_what_the_server_says_of_itself(findings, peer, info, check, state, fix)
 
 
 def test_no_provider_and_no_model(findings, peer):
-    peer.answers["GET /admin/v1/providers"] = {"items": []}
+    built_in = {"id": "demo", "type": "demo", "source": "runtime"}
+    peer.answers["GET /admin/v1/providers"] = {"items": [built_in]}
     peer.answers["GET /admin/v1/engine/models"] = {"models": [{"id": "m", "enabled": False}]}
     code, found = findings()
     assert code == 1
@@ -105,9 +121,10 @@ def test_a_clock_that_is_off(findings, peer):
     def serve(handler):
         handler.send_response_only(200)
         handler.send_header("Date", "Sun, 01 Mar 2020 10:00:00 GMT")
-        handler.send_header("Content-Length", "2")
+        body = json.dumps(ANSWERS["GET /healthz"]).encode()
+        handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
-        handler.wfile.write(b"{}")
+        handler.wfile.write(body)
 
     peer.answers["GET /healthz"] = serve
     assert findings()[1]["clock"]["state"] == "warning"

@@ -6,8 +6,15 @@ from __future__ import annotations
 
 import json
 
+import click
 import pytest
 from tests.unit.tokenhubctl.answers import ANSWERS, LOGS
+from tests.unit.tokenhubctl.peer import reply
+
+from tokenhubctl.cli import root
+from tokenhubctl.commands.help import tree
+
+FOUND = tree(click.Context(root, info_name="tokenhubctl", **root.context_settings))
 
 TABLES = {
     "status": """\
@@ -264,3 +271,29 @@ def test_an_unknown_provider_status_is_not_found(ctl):
     ran = ctl("provider-status", "nope")
     assert (ran.code, ran.out) == (3, "")
     assert "local, openai" in ran.err
+
+
+@pytest.mark.parametrize("item", FOUND, ids=lambda item: item["command"])
+@pytest.mark.parametrize("answer", [[], None, 3, "x", {}, {"items": 3, "models": "x"}], ids=repr)
+def test_an_answer_no_tokenhub_gives_is_no_crash(ctl, peer, tmp_path, item, answer):
+    """Another server at the address: each command ends with a code of its own, and says why."""
+    if item["command"] in {"admin-token", "completion", "help", "events", "top"}:
+        pytest.skip("no single answer of the server")
+    (tmp_path / "prices.json").write_text("{}")
+    words = {"METHOD": "GET", "PATH": "/x", "JSON": "{}", "FILE": f"{tmp_path}/prices.json"}
+    words |= {"DAYS": "3", "AMOUNT": "1", "PARAMETER...": "metric=latency"}
+    peer.serve = lambda handler, _call: reply(handler, 200, answer)
+    options = ["--reason", "r"] if item["command"] == "budget adjust" else []
+    given = [words.get(word, "long-enough") for word in item["arguments"]]
+    ran = ctl(*item["command"].split(), *given, *options)
+    assert ran.code in {0, 1, 2, 3}
+    assert ran.out or ran.err
+
+
+@pytest.mark.parametrize("answer", [{}, [], {"vault_locked": False}])
+@pytest.mark.parametrize("line", ["status", "vault status", "vault secret get k", "prices diff -"])
+def test_what_the_server_does_not_say_is_not_shown_as_a_state(ctl, peer, line, answer):
+    peer.serve = lambda handler, _call: reply(handler, 200, answer)
+    ran = ctl(*line.split(), stdin=b"{}")
+    assert (ran.code, ran.out) == (1, "")
+    assert "error: The server's answer" in ran.err
