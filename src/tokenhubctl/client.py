@@ -95,12 +95,23 @@ class Client:
             return Reply(answer.status, answer.headers, body, time.perf_counter() - started)
 
     def events(self, target: str, last_id: str = "") -> Iterator[Event]:
-        """The events of a stream until it ends; ``last_id`` resumes where one broke off."""
+        """The events of a stream until it ends; ``last_id`` resumes where one broke off.
+
+        Raises as ``call`` does; an answer that is no event stream is an ApiError.
+        """
         headers = {"Accept": "text/event-stream", "Cache-Control": "no-cache"}
         if last_id:
             headers["Last-Event-ID"] = last_id
         limits = Limits(self._limits.connect, None)
         with self._open("GET", target, None, limits, headers) as answer:
+            kind = answer.headers.get("content-type", "")
+            if not kind.startswith("text/event-stream"):
+                raise ApiError(
+                    answer.status,
+                    f"The server's answer is no event stream but {kind or 'nameless'}.",
+                    code="not_events",
+                    hint=http1.NOT_TOKENHUB,
+                )
             reader = EventReader(last_id)
             for data in answer.chunks():
                 yield from reader.feed(data)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import importlib
 import sys
 import time
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tokenhubctl import output
-from tokenhubctl.errors import UsageFault
+from tokenhubctl.errors import OK, UsageFault
 from tokenhubctl.session import Session
 from tokenhubctl.view import View
 
@@ -130,13 +130,13 @@ class Verb(click.Command):
         session = ctx.ensure_object(Session)
         if session.options.watch:
             self._watch(ctx, session)
+            return OK
         return _show(session, super().invoke(ctx), session.form)
 
-    def _watch(self, ctx: click.Context, session: Session) -> NoReturn:
+    def _watch(self, ctx: click.Context, session: Session) -> None:
         terminal = sys.stdout.isatty()
         form = session.form if terminal or session.form is not None else "jsonl"
-        while True:
-            view = super().invoke(ctx)
+        for view in session.again(lambda: super(Verb, self).invoke(ctx)):
             if terminal:
                 click.clear()
             _show(session, view, form)

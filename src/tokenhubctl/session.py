@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tokenhubctl import table
 from tokenhubctl.client import READ_SECONDS, Client
@@ -12,9 +13,11 @@ from tokenhubctl.errors import ApiError, CliError, UsageFault
 from tokenhubctl.output import FORMS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from tokenhubctl.config import Found
+
+T = TypeVar("T")
 
 
 class Options:
@@ -114,6 +117,29 @@ class Session:
         """The objects of a list answer under the first of ``members`` it has."""
         return objects(self._call("GET", target, None), *members)
 
+    def again(self, look: Callable[[], T]) -> Iterator[T]:
+        """Looks at the server without end, across its restarts.
+
+        The first look may fail. Later a server that does not answer is said once, and asked
+        again after ``interval`` seconds; an error that time does not mend ends it.
+        """
+        yield look()
+        answered = True
+        while True:
+            try:
+                seen = look()
+            except CliError as error:
+                if not error.retryable:
+                    raise
+                if answered:
+                    why = error.message.rstrip(".")
+                    self.note(f"No answer since {time.strftime('%H:%M:%S')} ({why}); asking again")
+                answered = False
+                time.sleep(self.options.interval)
+            else:
+                answered = True
+                yield seen
+
     @staticmethod
     def note(message: str) -> None:
         """A message for a person, on stderr."""
@@ -150,5 +176,6 @@ def explain_missing_route(error: ApiError, method: str, target: str) -> None:
         where = target.partition("?")[0]
         error.message = f"This server has no {method} {where}: {error.message}"
         error.hint = (
-            "Is the server older than this tokenhubctl? `tokenhubctl doctor` compares them."
+            "Is the server older than this tokenhubctl, or the path in TOKENHUB_URL wrong? "
+            "`tokenhubctl doctor` looks."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -87,9 +88,11 @@ def _follow(session: Session, limit: int, filters: dict[str, str | None]) -> Non
     """Print the newest rows oldest first, then each new one as it appears."""
     seen: dict[str, None] = {}
     headings = session.options.headings
-    while True:
-        page = _page(session, FOLLOW_PAGE if seen else limit, filters)
+    sizes = itertools.chain([limit], itertools.repeat(FOLLOW_PAGE))
+    for page in session.again(lambda: _page(session, next(sizes), filters)):
         fresh = [row for row in reversed(page) if str(row.get("request_id")) not in seen]
+        if seen and len(fresh) == FOLLOW_PAGE:
+            session.note(f"note: more than {FOLLOW_PAGE} requests at once; the oldest are left out")
         if fresh:
             _print_more(session, fresh, headings=headings)
             headings = False

@@ -13,7 +13,7 @@ from tokenhubctl import address, cells, output, table
 from tokenhubctl.command import Count, pass_session, verb
 from tokenhubctl.commands.health import PROVIDERS
 from tokenhubctl.commands.logs import LOGS
-from tokenhubctl.errors import Unreachable
+from tokenhubctl.errors import CliError
 from tokenhubctl.view import rows
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ def top(session: Session, *, interval: float, count: int | None) -> None:
 def _look(session: Session, *, live: bool, first: bool) -> None:
     try:
         snapshot = _snapshot(session)
-    except Unreachable as error:
-        if first:
+    except CliError as error:
+        if first or not error.retryable:
             raise
         session.note(f"no answer: {error.message}")
         return

@@ -11,7 +11,7 @@ import threading
 import time
 
 import pytest
-from tests.unit.tokenhubctl.peer import TOKEN, reply
+from tests.unit.tokenhubctl.peer import TOKEN
 
 from tokenhubctl import address
 from tokenhubctl.client import Client
@@ -144,7 +144,10 @@ def test_a_stream_resumes_with_the_last_id(peer):
 
     def stream(handler):
         seen.append(handler.headers.get("Last-Event-ID"))
-        reply(handler, 200, b"data: x\n\n")
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/event-stream; charset=utf-8")
+        handler.end_headers()
+        handler.wfile.write(b"data: x\n\n")
 
     peer.answers["GET /admin/v1/events"] = stream
     one = client(peer.url, TOKEN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -137,6 +138,85 @@ def test_ctrl_c_ends_events_on_a_terminal(peer, home, stream):
     screen.type("\x03")
     assert screen.end() == 130
     assert "Traceback" not in screen.seen
+
+
+def test_events_of_something_that_has_none(ctl, peer):
+    peer.answers[EVENTS] = (200, b"<h1>It works!</h1>")
+    ran = ctl("events")
+    assert (ran.code, ran.out) == (1, "")
+    assert "no event stream but application/json" in ran.err
+
+
+def hung_up(handler):
+    """What a client sees of a server that is being restarted."""
+    handler.connection.shutdown(socket.SHUT_RDWR)
+
+
+def in_turn(*answers):
+    """One answer after the other, the last one again and again."""
+    left = list(answers)
+
+    def serve(handler):
+        answer = left.pop(0) if len(left) > 1 else left[0]
+        answer(handler) if callable(answer) else reply(handler, *answer)
+
+    return serve
+
+
+DRAINING = (503, {"error": "The server is stopping.", "code": "draining"})
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["model list --watch -o name", "logs --follow --limit 200 -o name", "top"],
+)
+def test_a_restart_of_the_server_does_not_end_what_goes_on(start, peer, line):
+    peer.answers.update(ANSWERS)
+    models = peer.answers["GET /admin/v1/engine/models"]
+    one, both = ({"logs": LOGS[2:]}, {"logs": LOGS[1:]})
+    gone = (hung_up, hung_up, DRAINING)
+    peer.answers["GET /admin/v1/engine/models"] = in_turn((200, models), *gone, (200, models))
+    peer.answers["GET /admin/v1/logs?limit=200"] = in_turn((200, one), *gone, (200, both))
+    peer.answers["GET /admin/v1/stats"] = in_turn((200, {}), *gone, (200, {}))
+    program = start(*line.split(), "--interval", "0.2")
+    count = {"model": 6, "logs": 2, "top": 2}[line.split()[0]]
+    lines = program.lines(count)
+    assert "" not in lines, program.err
+    assert program.interrupt() == 130
+    assert re.search("no answer", program.err, re.IGNORECASE)
+
+
+def test_what_time_does_not_mend_ends_a_watch(start, peer):
+    peer.answers.update(ANSWERS)
+    models = peer.answers["GET /admin/v1/engine/models"]
+    refused = (401, {"error": "The admin token is not valid.", "code": "invalid_admin_token"})
+    peer.answers["GET /admin/v1/engine/models"] = in_turn((200, models), refused)
+    program = start("model", "list", "--watch", "--interval", "0.1", "-o", "name")
+    assert len(program.lines(3)) == 3
+    assert program.end() == 4
+    assert "TOKENHUB_ADMIN_TOKEN" in program.err
+
+
+def test_what_a_watch_shows_is_said_to_be_old(peer, home):
+    peer.answers.update(ANSWERS)
+    models = peer.answers["GET /admin/v1/engine/models"]
+    peer.answers["GET /admin/v1/engine/models"] = in_turn((200, models), hung_up)
+    line = [str(CTL), "model", "list", "-w", "--interval", "0.1"]
+    screen = Terminal(line, environment(peer, home) | {"TERM": "xterm"})
+    seen = screen.until("asking again")
+    assert re.search(r"gpt-4o[^$]+[\s\S]+No answer since \d\d:\d\d:\d\d \(", seen)
+    screen.type("\x03")
+    assert screen.end() == 130
+
+
+def test_follow_says_when_it_cannot_keep_up(start, peer):
+    many = [LOGS[0] | {"request_id": f"n{number}"} for number in range(200)]
+    peer.answers["GET /admin/v1/logs?limit=5"] = {"logs": LOGS[:1]}
+    peer.answers["GET /admin/v1/logs?limit=200"] = {"logs": many}
+    program = start("logs", "--limit", "5", "-f", "-o", "name")
+    assert len(program.lines(201)) == 201
+    assert program.interrupt() == 130
+    assert "more than 200 requests at once" in program.err
 
 
 def test_watch_through_a_pipe_is_json_lines(start, peer):
