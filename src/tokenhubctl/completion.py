@@ -46,7 +46,36 @@ def script(root: click.Command, shell: str) -> str:
     kind = get_completion_class(shell)
     assert kind is not None
     # The base method: bash's own first starts a bash to look at its version.
-    return ShellComplete.source(kind(root, {}, "tokenhubctl", VARIABLE))
+    text = ShellComplete.source(kind(root, {}, "tokenhubctl", VARIABLE))
+    return _with_colons(text) if shell == "bash" else text
+
+
+# bash takes `llama3:8b` for three words, and replaces only what follows the last colon.
+_JOINED = """\
+    local words=() word before= i
+    for ((i = 0; i <= COMP_CWORD; i++)); do
+        word=${COMP_WORDS[i]}
+        if [[ $i -gt 1 && ( $word == :* || $before == *: ) ]]; then
+            words[${#words[@]}-1]+=$word
+        else
+            words+=("$word")
+        fi
+        before=$word
+    done
+    local cword=$(( ${#words[@]} - 1 ))
+    local typed=${words[cword]%"${words[cword]##*:}"}
+"""
+
+
+def _with_colons(text: str) -> str:
+    for old, new in (
+        ("    local response\n", f"    local response\n{_JOINED}"),
+        ('"${COMP_WORDS[*]}" COMP_CWORD=$COMP_CWORD', '"${words[*]}" COMP_CWORD=$cword'),
+        ("COMPREPLY+=($value)", 'COMPREPLY+=("${value#"$typed"}")'),
+    ):
+        assert text.count(old) == 1, "Click's script for bash has changed"
+        text = text.replace(old, new)
+    return text
 
 
 def ids(kind: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:

@@ -97,6 +97,18 @@ class Config:
             return None
         return Found(value, str(path)) if value else None
 
+    def token_file_fault(self) -> str:
+        """In words, why the token file gives no token; "" when it does."""
+        path = self.home / ".admin-token"
+        try:
+            return "" if path.read_text("utf-8").strip() else f"{path} is empty"
+        except FileNotFoundError:
+            return f"{path} does not exist"
+        except OSError as error:
+            return f"{path} cannot be read ({error.strerror})"
+        except UnicodeDecodeError:
+            return f"{path} is not UTF-8 text"
+
     def _env_file_is_for_this_server(self) -> bool:
         """A file that names a server holds the token of that server, and no other gets it."""
         named = self._file.get(URL)

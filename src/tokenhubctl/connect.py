@@ -11,7 +11,7 @@ from tokenhubctl import address
 from tokenhubctl.errors import Unreachable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from tokenhubctl.address import Endpoint
 
@@ -66,15 +66,27 @@ def _excluded(host: str) -> bool:
     )
 
 
+def proxy_authorization(proxy: str) -> dict[str, str]:
+    """The header with the user and password of a proxy's URL, escapes in them decoded."""
+    credentials = address.split(proxy, setting="the proxy variable")[1]
+    if not credentials:
+        return {}
+    import base64  # noqa: PLC0415
+    from urllib.parse import unquote_to_bytes  # noqa: PLC0415
+
+    basic = base64.b64encode(unquote_to_bytes(credentials)).decode()
+    return {"Proxy-Authorization": f"Basic {basic}"}
+
+
 def connect(endpoint: Endpoint, proxy: str | None, limits: Limits) -> socket.socket:
     """A connected socket to the endpoint, or to the proxy that will carry a plain request."""
     if proxy is None:
         connection = _open(endpoint.host, endpoint.port, limits)
     else:
-        via, credentials = address.split(proxy, setting="the proxy variable")
+        via, _ = address.split(proxy, setting="the proxy variable")
         connection = _open(via.host, via.port, limits)
         if endpoint.tls:
-            _tunnel(connection, endpoint, credentials, limits)
+            _tunnel(connection, endpoint, proxy_authorization(proxy), limits)
     return _wrapped(connection, endpoint, limits) if endpoint.tls else connection
 
 
@@ -98,15 +110,12 @@ def _open(host: str, port: int, limits: Limits) -> socket.socket:
     return connection
 
 
-def _tunnel(connection: socket.socket, to: Endpoint, credentials: str, limits: Limits) -> None:
+def _tunnel(
+    connection: socket.socket, to: Endpoint, headers: Mapping[str, str], limits: Limits
+) -> None:
     host = f"[{to.host}]" if ":" in to.host else to.host
     lines = [f"CONNECT {host}:{to.port} HTTP/1.1", f"Host: {host}:{to.port}"]
-    if credentials:
-        import base64  # noqa: PLC0415
-
-        lines.append(
-            f"Proxy-Authorization: Basic {base64.b64encode(credentials.encode()).decode()}"
-        )
+    lines += [f"{name}: {value}" for name, value in headers.items()]
     reply = b""
     with translated(limits):
         connection.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))

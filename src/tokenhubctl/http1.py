@@ -10,7 +10,7 @@ import socket
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from tokenhubctl import __version__
-from tokenhubctl.connect import connect, proxy_for, translated
+from tokenhubctl.connect import connect, proxy_authorization, proxy_for, translated
 from tokenhubctl.errors import CliError, Unreachable
 
 if TYPE_CHECKING:
@@ -148,13 +148,16 @@ def request(
     """
     proxy = proxy_for(endpoint)
     path = endpoint.base + target
+    through: dict[str, str] = {}
     if proxy is not None and not endpoint.tls:
         path = f"http://{endpoint.authority}{path}"
+        through = proxy_authorization(proxy)
     lines = {
         "Host": endpoint.authority,
         "User-Agent": f"tokenhubctl/{__version__}",
         "Accept-Encoding": "identity",
         "Connection": "close",
+        **through,
         **headers,
     }
     if body is not None:

@@ -12,7 +12,7 @@ Environment and files
   TOKENHUB_VAULT_PASSWORD  Password for vault unlock, and the old one for vault rotate
   TOKENHUB_OUTPUT          Output format when -o is not given
   HTTPS_PROXY, NO_PROXY    Proxy for https URLs (http_proxy for http); never for this machine
-  SSL_CERT_FILE            Certificates to trust besides the system's
+  SSL_CERT_FILE            Certificates to trust instead of the system's
 
 ~/.tokenhub/env is read for TOKENHUB_* lines that the environment does not set. It may use quotes
 and `export`; nothing in it is expanded.

@@ -33,8 +33,8 @@ def admin_token(session: Session) -> View:
     found = found or session.config.find(ADMIN_TOKEN)
     if found is None:
         raise NoCredential(
-            f"No admin token: {ADMIN_TOKEN} is not set, {session.config.home}/.admin-token does "
-            "not exist, and no container gave one.",
+            f"No admin token: {ADMIN_TOKEN} is not set, {session.config.token_file_fault()}, "
+            "and no container gave one.",
             hint="Start the server on this machine, or copy the token from the server's.",
         )
     return bare({"token": found.value, "source": found.source}, found.value, key="token")

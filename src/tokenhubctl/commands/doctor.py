@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import stat
@@ -130,7 +131,8 @@ def _token(session: Session) -> Iterator[Finding]:
     tokens = session.config.admin_tokens()
     fix = 'export TOKENHUB_ADMIN_TOKEN="$(tokenhubctl admin-token)"'
     if not tokens:
-        yield Finding("admin token", "failed", "none found", fix)
+        fault = session.config.token_file_fault()
+        yield Finding("admin token", "failed", f"none found; {fault}", fix)
     for number, token in enumerate(tokens, 1):
         client = session.client_with([token])
         try:
@@ -198,10 +200,16 @@ def _down(session: Session) -> Iterator[Finding]:
 
 
 def _files(home: Path) -> Iterator[Finding]:
-    if not home.is_dir():
+    try:
+        files = sorted(home.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        finding = f"cannot look into {home} ({error.strerror})"
+        yield Finding("file modes", "failed", finding, f"ls -ld {shlex.quote(str(home))}")
         return
     wrong = [(home, 0o700)] if _open_to_others(home) else []
-    wrong += [(file, 0o600) for file in sorted(home.iterdir()) if _open_to_others(file)]
+    wrong += [(file, 0o600) for file in files if _open_to_others(file)]
     for path, mode in wrong:
         yield Finding(
             "file modes",
@@ -223,7 +231,8 @@ def _open_to_others(path: Path) -> bool:
 
 
 def _disk(home: Path) -> Iterator[Finding]:
-    nearest = next(path for path in (home, *home.parents) if path.exists())
+    # os.path, because Path.exists raises where a folder above may not be entered.
+    nearest = next(path for path in (home, *home.parents) if os.path.exists(path))  # noqa: PTH110
     free = shutil.disk_usage(nearest).free
     text = f"{free / (1 << 30):.1f} GiB free at {nearest}"
     if free < LOW_DISK_BYTES:

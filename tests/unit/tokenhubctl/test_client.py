@@ -253,6 +253,12 @@ class TestProxies:
         assert seen[0].startswith(b"CONNECT hub.example:443 HTTP/1.1\r\n")
         assert b"Proxy-Authorization: Basic bWU6cHc=\r\n" in seen[0]
 
+    def test_plain_http_too_shows_the_proxy_who_asks(self, raw, monkeypatch):
+        url, seen = raw(HEAD + b"Content-Length: 2\r\n\r\n{}")
+        monkeypatch.setenv("http_proxy", url.replace("//", "//me:p%40w@"))
+        client("http://hub.example").call("GET", TARGET)
+        assert b"\r\nProxy-Authorization: Basic bWU6cEB3\r\n" in seen[0]
+
     @pytest.mark.parametrize("excluded", ["hub.test", ".hub.test", "*.test", "x, TEST", "*"])
     def test_no_proxy(self, monkeypatch, excluded):
         from tokenhubctl.connect import proxy_for

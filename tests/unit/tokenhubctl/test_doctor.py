@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from tests.unit.tokenhubctl.answers import ANSWERS
@@ -115,6 +116,22 @@ def test_files_others_can_read(findings, home):
     assert found["file modes"]["fix"] == f"chmod 600 {data}/.admin-token"
     (data / ".admin-token").chmod(0o600)
     assert findings()[1]["file modes"]["state"] == "ok"
+
+
+def test_a_folder_nobody_lets_us_into(findings, home):
+    data = home / ".tokenhub"
+    data.mkdir(mode=0)
+    findings()  # what is imported late is loaded before this process can read less
+    before = os.geteuid()
+    home.chmod(0o755)
+    try:
+        if before == 0:
+            os.seteuid(65_534)
+        code, found = findings()
+    finally:
+        os.seteuid(before)
+    assert (code, found["file modes"]["state"]) == (1, "failed")
+    assert f"cannot look into {data} (Permission denied)" in found["file modes"]["finding"]
 
 
 def test_a_clock_that_is_off(findings, peer):

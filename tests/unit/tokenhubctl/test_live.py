@@ -336,3 +336,29 @@ def test_bash_loads_its_script(ctl, tmp_path):
     done = subprocess.run(["/bin/bash", "-c", command], capture_output=True, text=True, check=True)
     assert re.search(r"complete .*tokenhubctl", done.stdout)
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("tokenhubctl model get llama3", "llama3:70b llama3:8b"),
+        ("tokenhubctl model get llama3 :", "70b 8b"),
+        ("tokenhubctl model get llama3 : 7", "70b"),
+        ("tokenhubctl model get a/b : c :", "d"),
+        ("tokenhubctl model get gp", "gpt-4o"),
+        ("tokenhubctl model en", "enable"),
+    ],
+)
+def test_bash_completes_ids_with_colons(ctl, peer, home, words, offered):
+    names = ["llama3:8b", "llama3:70b", "a/b:c:d", "gpt-4o"]
+    peer.answers["GET /admin/v1/engine/models"] = {"models": [{"id": name} for name in names]}
+    (home / "script").write_text(ctl("completion", "bash").out)
+    line = (
+        f". {home}/script; COMP_WORDS=({words}); COMP_CWORD=$(( ${{#COMP_WORDS[@]}} - 1 )); "
+        f'_tokenhubctl_completion {CTL}; echo "${{COMPREPLY[*]}}"'
+    )
+    done = subprocess.run(
+        ["/bin/bash", "-c", line], capture_output=True, text=True, check=True, timeout=30,
+        env=environment(peer, home),
+    )  # fmt: skip
+    assert (done.stdout.split(), done.stderr) == (offered.split(), "")

@@ -220,6 +220,18 @@ def test_no_admin_token_anywhere(home, monkeypatch, capsys):
     assert ".admin-token" in err
 
 
+def test_a_token_file_that_is_there_is_not_said_to_be_absent(home, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(home))
+    file = home / ".tokenhub" / ".admin-token"
+    file.mkdir(parents=True)
+    for said in ("cannot be read (Is a directory)", "is empty", "is not UTF-8 text"):
+        assert program.run(["admin-token"]) == 4
+        assert f"{file} {said}" in capsys.readouterr().err
+        if file.is_dir():
+            file.rmdir()
+        file.write_bytes(b"\xff" if file.is_file() else b"")
+
+
 def test_model_test_never_sends_the_admin_token(ctl, peer, monkeypatch):
     ran = ctl("model-test", "gpt-4o")
     assert (ran.code, peer.calls) == (4, [])
