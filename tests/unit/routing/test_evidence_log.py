@@ -76,6 +76,70 @@ async def test_the_same_evidence_is_stored_once(db):
     assert await db.read("SELECT count(*) FROM decision_evidence") == [(1,)]
 
 
+def looks(count):
+    """Evidence of looks one after the other; between two, two arms have learned."""
+    several = [seen(NOW)]
+    for step in range(1, count):
+        some = {MANY[2 * step + more]: (0.9, 0.1) for more in (0, 1)}
+        several.append(changed(several[-1], NOW + step, **some))
+    return several
+
+
+async def test_requests_that_end_in_any_order_store_each_look_once(db):
+    several = looks(40)
+    shuffled = random.Random(5).choices(several, k=400)
+    log = EvidenceLog()
+    digests = await written(db, log, *several[:1], *shuffled)
+    assert len(set(digests)) == len({one.at_ms for one in [several[0], *shuffled]})
+    assert await db.read("SELECT count(*) FROM decision_evidence") == [(len(set(digests)),)]
+    assert await complete(db) == [(1,)]
+    for digest, one in zip(digests[1:], shuffled, strict=True):
+        found = msgspec.json.decode(await read_evidence(db, digest), type=Evidence)
+        assert found == one
+
+
+async def test_what_comes_late_is_no_base_for_what_follows(db):
+    first, late, second, third = looks(4)
+    _, base, _, digest = await written(db, EvidenceLog(), first, second, late, third)
+    rows = await db.read(f"SELECT base FROM decision_evidence WHERE digest = '{digest}'")
+    assert rows == [(base,)]
+
+
+async def test_a_clock_set_back_far_begins_anew(db):
+    log = EvidenceLog()
+    past = seen(NOW - 3_600_000)
+    await written(db, log, seen(NOW), past, changed(past, past.at_ms + 1, m000=(0.9, 0.1)))
+    assert await complete(db) == [(2,)]
+
+
+async def test_requests_that_read_no_arms_do_not_disturb_those_that_do(db):
+    log, several = EvidenceLog(), looks(20)
+    models = dict.fromkeys(MANY, ModelView(usual_ms=5.0))
+    for one in several:
+        await written(db, log, one)
+        without = msgspec.structs.replace(one, arms={}, models=models)
+        await written(db, log, without)
+        await written(db, log, without, bucket="large")
+    assert await complete(db) == [(2,)]
+    assert await db.read("SELECT count(*) FROM decision_evidence") == [(2 * len(several),)]
+
+
+async def test_the_turn_of_an_alias_makes_no_other_evidence(db):
+    look = seen(NOW)
+    turns = [look, *(msgspec.structs.replace(look, turn=turn) for turn in range(1, 9))]
+    assert len(set(await written(db, EvidenceLog(), *turns))) == 1
+
+
+async def test_only_the_latest_looks_are_remembered(db, monkeypatch):
+    monkeypatch.setattr(module, "REMEMBERED", 1_000)
+    log, several = EvidenceLog(), looks(20)
+    for one in several:
+        await written(db, log, one)
+    assert len(log._known) == 4
+    await written(db, log, *several)
+    assert log._weight == sum(map(module._weight, (one for one, _ in log._known.values())))
+
+
 async def test_few_models_and_other_buckets_are_stored_complete(db):
     log = EvidenceLog()
     few = seen(NOW, arms=MANY[:10])
