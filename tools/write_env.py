@@ -54,6 +54,8 @@ def carries_token(lines: list[str]) -> bool:
 def wait_for_container(tries: int, pause: float) -> str | None:
     """The container's assignments, or None when they did not come in time."""
     for attempt in range(tries):
+        if attempt == 1:
+            print(f"no token yet; asking the container {tries - 1} times more", file=sys.stderr)
         if attempt:
             time.sleep(pause)
         content = read_container()
@@ -123,4 +125,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

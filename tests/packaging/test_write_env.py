@@ -90,7 +90,9 @@ def test_a_folder_that_others_may_write_to_is_refused(write_env, env_file):
 
 
 def test_a_container_that_is_slow_to_start_is_waited_for(write_env, env_file):
-    assert write_env(STUB_LATE="29").returncode == 0
+    answer = write_env(STUB_LATE="29")
+    assert answer.returncode == 0
+    assert answer.stderr == "no token yet; asking the container 29 times more\n"
     assert env_file.exists()
 
 

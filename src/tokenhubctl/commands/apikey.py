@@ -104,9 +104,8 @@ def _with_key(answer: dict[str, Any], headline: str, key_id: str) -> View:
             hint=f"Get a fresh one with: tokenhubctl apikey rotate {key_id}",
         )
     lines = [headline, f"  ID:      {key_id}", f"  Key:     {key}"]
-    if answer.get("warning"):
-        lines.append(f"  Warning: {answer['warning']}")
-    return View(answer, lambda _wide, _headings: "\n".join([*lines, "", REMINDER, ""]))
+    lines += ["", str(answer.get("warning") or REMINDER), ""]
+    return View(answer, lambda _wide, _headings: "\n".join(lines))
 
 
 @apikey.command("edit")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tokenhubctl import __version__, address
 from tokenhubctl.client import Client
 from tokenhubctl.command import pass_session, verb
+from tokenhubctl.commands.health import last_error
 from tokenhubctl.config import URL
 from tokenhubctl.errors import FAILED, CliError, UsageFault
 from tokenhubctl.session import Session, objects
@@ -193,7 +194,7 @@ def _down(session: Session) -> Iterator[Finding]:
     for state in session.listed(address.path("health"), "providers"):
         if state.get("state") == "down":
             name = str(state.get("provider_id"))
-            finding = f"{name} is down: {state.get('last_error') or 'no error recorded'}"
+            finding = f"{name} is down: {last_error(state)[1] or 'no error recorded'}"
             yield Finding(
                 "provider health", "warning", finding, f"tokenhubctl provider-status {name}"
             )

@@ -22,17 +22,31 @@ def _short(value: Any) -> str:
     return table.cut(table.visible(cells.text(value)), MAX_ERROR)
 
 
+def _latency(value: Any) -> str:
+    """The server's 0 means that nothing was measured."""
+    return cells.duration(value or None)
+
+
+def last_error(state: dict[str, Any]) -> tuple[str, str]:
+    """When and what: of a request or of a background probe, whichever came later."""
+    found = [
+        (str(state.get("last_error_time") or ""), str(state.get("last_error") or "")),
+        (str(state.get("last_probe_at") or ""), str(state.get("last_probe_error") or "")),
+    ]
+    return max((one for one in found if one[1]), default=("", ""))
+
+
 PROVIDERS = Layout(
     (
         Column("PROVIDER", "provider_id"),
         Column("STATE", "state"),
         Column("CONSEC_ERR", "consec_errors", cells.number),
-        Column("AVG LATENCY", "avg_latency_ms", cells.duration),
+        Column("AVG LATENCY", "avg_latency_ms", _latency),
         Column("LAST SUCCESS", "last_success_at", cells.time),
         Column("REQUESTS", "total_requests", cells.number, wide=True),
         Column("ERRORS", "total_errors", cells.number, wide=True),
         Column("COOLDOWN UNTIL", "cooldown_until", cells.time, wide=True),
-        Column("LAST ERROR", "last_error", _short),
+        Column("LAST ERROR", lambda state: last_error(state)[1], _short),
     ),
     key="provider_id",
     empty="No provider has been called or probed yet.",
@@ -77,11 +91,11 @@ def _pairs(state: dict[str, Any]) -> list[tuple[str, str]]:
         ("Total requests", cells.number(state.get("total_requests"))),
         ("Total errors", cells.number(state.get("total_errors"))),
         ("Consec errors", cells.number(state.get("consec_errors"))),
-        ("Avg latency", cells.duration(state.get("avg_latency_ms"))),
+        ("Avg latency", _latency(state.get("avg_latency_ms"))),
         ("Last success", cells.never(state.get("last_success_at"))),
     ]
-    if state.get("last_error"):
-        pairs.append(("Last error", str(state["last_error"])))
-        pairs.append(("Last error at", cells.time(state.get("last_error_time"))))
+    at, error = last_error(state)
+    if error:
+        pairs += [("Last error", error), ("Last error at", cells.time(at))]
     until = cells.time(state.get("cooldown_until"))
     return pairs if until == cells.MISSING else [*pairs, ("Cooldown until", until)]

@@ -43,8 +43,7 @@ CASES = [
      "Budget period started afresh.\n"),
     (["apikey", "create", r'{"name":"prod-app","scopes":"[\"chat\",\"plan\"]"}'],
      "POST /admin/v1/apikeys", {"name": "prod-app", "scopes": '["chat","plan"]'},
-     ("API key created.\n  ID:      k9\n  Key:     tokenhub_0123\n  Warning: Keep it safe.\n\n"
-     "Save this key now: it will not be shown again.\n")),
+     "API key created.\n  ID:      k9\n  Key:     tokenhub_0123\n\nKeep it safe.\n"),
     (["apikey", "rotate", "k2"], "POST /admin/v1/apikeys/k2/rotate", {},
      ("API key rotated.\n  ID:      k2\n  Key:     tokenhub_4567\n\n"
      "Save this key now: it will not be shown again.\n")),

@@ -100,6 +100,12 @@ def test_a_provider_that_is_down(findings, peer):
     assert found["provider health"]["fix"] == "tokenhubctl provider-status local"
 
 
+def test_a_provider_that_a_probe_found_down(findings, peer):
+    probed = {"provider_id": "p", "state": "down", "last_error": "", "last_probe_error": "refused"}
+    peer.answers["GET /admin/v1/health"] = {"providers": [probed]}
+    assert findings()[1]["provider health"]["finding"] == "p is down: refused"
+
+
 def test_a_check_the_server_cannot_answer_is_a_warning(findings, peer):
     del peer.answers["GET /admin/v1/health"]
     code, found = findings()

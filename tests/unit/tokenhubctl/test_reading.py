@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import click
 import pytest
@@ -297,3 +298,30 @@ def test_what_the_server_does_not_say_is_not_shown_as_a_state(ctl, peer, line, a
     ran = ctl(*line.split(), stdin=b"{}")
     assert (ran.code, ran.out) == (1, "")
     assert "error: The server's answer" in ran.err
+
+
+PROBED = {"provider_id": "p", "state": "down", "total_requests": 0, "avg_latency_ms": 0.0,
+          "last_error": "", "last_error_time": None, "last_probe_at": "2026-03-01T10:20:30.000Z",
+          "last_probe_error": "connection refused"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ({}, "connection refused"),
+        ({"last_error": "older", "last_error_time": "2026-03-01T10:20:29.000Z"}, "refused"),
+        ({"last_error": "newer", "last_error_time": "2026-03-01T10:20:31.000Z"}, "newer"),
+        (
+            {"last_error": "r", "last_error_time": "2026-01-01T10:00:00Z", "last_probe_error": ""},
+            "r",
+        ),
+    ],
+)
+def test_what_a_probe_found_is_an_error_too_and_no_latency_is_no_zero(ctl, peer, members, said):
+    peer.answers["GET /admin/v1/health"] = {"providers": [PROBED | members]}
+    line = ctl("health").out.splitlines()[1]
+    assert line.split()[:4] == ["p", "down", "-", "-"]
+    assert line.endswith(said)
+    status = ctl("provider-status", "p").out
+    assert "Avg latency:      -\n" in status
+    assert re.search(f"Last error: .*{said}\n", status)
