@@ -181,7 +181,7 @@ class FailureClass:
     CONTENT_FILTER = "content_filter"
     GARBAGE = "garbage"  # an answer that is not what the protocol says
     MISDIRECTED = "misdirected"  # no such API answers there: a redirect, a 204, a web page, no HTTP
-    CANCELLED = "cancelled"  # the client left
+    CANCELLED = "cancelled"  # the client left, a hedge was slower, or it could not be sent
     DEADLINE = "deadline"  # our own limit for the whole request
 
 

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from msgspec.structs import replace
 
 from tokenhub.core.bounds import BYTES_PER_TOKEN
-from tokenhub.core.errors import FailureClass, ProviderError, TransportError
+from tokenhub.core.errors import FailureClass, HubError, ProviderError, TransportError
 from tokenhub.gateway.call import ATTEMPTS, Answer, reason_of
 from tokenhub.gateway.relay import Relay
 from tokenhub.providers.upstream import Timeouts
@@ -137,17 +137,20 @@ class Attempt:
         except ProviderError as error:
             self._failed(error)
             raise
+        except HubError as error:
+            self.given_up(error.message)
+            raise
         except BaseException:
             self.given_up()
             raise
 
-    def given_up(self) -> None:
+    def given_up(self, why: str = "") -> None:
         """Close the books of an attempt that ends by no word of its provider, and tell the plan.
 
         Nothing if it has ended.
         """
         self._leave()
-        self._plan.cancelled(self._step, self.cost)
+        self._plan.cancelled(self._step, self.cost, why)
 
     def _prepare(self, ledger: Ledger) -> tuple[UpstreamRequest, Hold]:
         """The provider's request, and the money for it, which is not reserved yet."""

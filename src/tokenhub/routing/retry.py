@@ -297,11 +297,15 @@ class Failover:
         self._so_far().failed(step.candidate, error)
         return self._close(step, error, cost)
 
-    def cancelled(self, step: Try, cost: int | None = None) -> Attempt | None:
-        """The client left, or another attempt was faster. Nothing when it was reported before."""
+    def cancelled(self, step: Try, cost: int | None = None, why: str = "") -> Attempt | None:
+        """The client left, or another attempt was faster, or ``why`` it could not be made.
+
+        Nothing when it was reported before.
+        """
         if not step.open:
             return None
-        return self._close(step, _CANCELLED, cost)
+        error = ProviderError(FailureClass.CANCELLED, why) if why else _CANCELLED
+        return self._close(step, error, cost)
 
     def _so_far(self) -> _History:
         if self._history is None:

@@ -12,8 +12,10 @@ from tokenhub.core.bounds import measure_chat
 from tokenhub.core.chat import parse_chat
 from tokenhub.core.decision import RouteQuery
 from tokenhub.core.errors import (
+    FailureClass,
     HubError,
     InvalidRequest,
+    PaymentRequired,
     RateLimited,
     TransportError,
     UpstreamFailed,
@@ -351,3 +353,14 @@ async def test_an_unaffordable_second_attempt_does_not_disturb_the_first(tmp_pat
             await it.pipeline.chat(it.client(max_tokens=500), grant(monthly_budget=800_000))
         assert caught.value.status == 400
         assert it.upstream.asked == ["a"]
+
+
+async def test_an_attempt_that_cannot_be_paid_for_says_so(tmp_path):
+    async with stage(tmp_path, {"a": [whole("Never asked.")]}) as it:
+        with pytest.raises(PaymentRequired) as caught:
+            await it.pipeline.chat(it.client("a"), grant(monthly_budget=1))
+        [call] = it.calls
+        [attempt] = call.attempts
+        assert it.upstream.asked == []
+        assert attempt.kind == FailureClass.CANCELLED
+        assert attempt.message == call.error == caught.value.message
