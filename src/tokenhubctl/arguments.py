@@ -58,7 +58,7 @@ class Secret:
                     file=sys.stderr,
                 )
             return given[1:] if given.startswith("\\@") else given
-        secret = _read(source, self.name)
+        secret = _read(source, self.name, _literal(source))
         # One line break at the end is the editor's or echo's, not the secret's.
         secret = secret.removesuffix("\n").removesuffix("\r")
         if not secret:
@@ -86,7 +86,16 @@ def _source(given: str) -> str | None:
     return given[1:] if given.startswith("@") and len(given) > 1 else None
 
 
-def _read(source: str, name: str) -> str:
+def _literal(source: str) -> str:
+    return f"Write \\@{source} if the text itself starts with @."
+
+
+def read_file(path: str, name: str) -> str:
+    """The text of a file, or of stdin for ``-``, where the argument can be nothing else."""
+    return _read("stdin" if path == "-" else path, name)
+
+
+def _read(source: str, name: str, hint: str | None = None) -> str:
     try:
         if source == "stdin":
             if sys.stdin.isatty():
@@ -97,8 +106,7 @@ def _read(source: str, name: str) -> str:
                 data = file.read(MAX_INPUT + 1)
     except OSError as error:
         raise UsageFault(
-            f"Cannot read the {name} from {source}: {error.strerror}.",
-            hint=f"Write \\@{source} if the text itself starts with @.",
+            f"Cannot read the {name} from {source}: {error.strerror}.", hint=hint
         ) from error
     if len(data) > MAX_INPUT:
         raise UsageFault(f"The {name} in {source} is larger than 64 MiB.")
@@ -113,7 +121,7 @@ def json_text(given: str, what: str) -> str:
     source = _source(given)
     if source is None:
         return given[1:] if given.startswith("\\@") else given
-    return _read(source, what)
+    return _read(source, what, _literal(source))
 
 
 def json_value(given: str, what: str) -> tuple[bytes, Any]:

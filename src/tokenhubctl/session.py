@@ -41,6 +41,7 @@ class Session:
         self.options = Options()
         self._config: Config | None = None
         self._client: Client | None = None
+        self._tokens: list[Found] = []
 
     @property
     def config(self) -> Config:
@@ -53,7 +54,8 @@ class Session:
     def client(self) -> Client:
         """The server, addressed with the admin token."""
         if self._client is None:
-            self._client = self.client_with(self.config.admin_tokens())
+            self._tokens = self.config.admin_tokens()
+            self._client = self.client_with(self._tokens)
         return self._client
 
     def client_with(self, credentials: Sequence[Found], *, seconds: float | None = None) -> Client:
@@ -117,11 +119,18 @@ class Session:
         """The objects of a list answer under the first of ``members`` it has."""
         return objects(self._call("GET", target, None), *members)
 
+    def renewed(self, error: CliError) -> bool:
+        """Whether the token was refused and another one is found now: it may have been rotated."""
+        if not isinstance(error, ApiError) or error.status != 401:
+            return False
+        self._config = self._client = None
+        return self.config.admin_tokens() != self._tokens
+
     def again(self, look: Callable[[], T]) -> Iterator[T]:
         """Looks at the server without end, across its restarts.
 
         The first look may fail. Later a server that does not answer is said once, and asked
-        again after ``interval`` seconds; an error that time does not mend ends it.
+        again after ``interval`` seconds; a rotated token is read anew. Another error ends it.
         """
         yield look()
         answered = True
@@ -129,6 +138,8 @@ class Session:
             try:
                 seen = look()
             except CliError as error:
+                if self.renewed(error):
+                    continue
                 if not error.retryable:
                     raise
                 if answered:

@@ -80,6 +80,7 @@ _HINTS = {
     "context_overflow": "Shorten the prompt, lower `max_tokens`, or use a model with more context.",
     "no_credential": "Store one with `tokenhubctl provider edit {provider} '{{\"api_key\":…}}'`.",
     "provider_auth": "Store a valid key for the provider; TokenHub tries again by itself.",
+    "health_down": "`tokenhubctl health` says why; TokenHub tries it again by itself.",
     "price_unknown": "Set `input_per_1k` and `output_per_1k` of the model, 0 if it is free.",
     "budget_exceeded": "Raise `max_budget_usd`, or lower `max_tokens`.",
     "latency_exceeded": "Raise `max_latency_ms`, or try again when the model is faster.",

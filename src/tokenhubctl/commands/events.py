@@ -56,6 +56,8 @@ def events(session: Session, *, types: tuple[str, ...]) -> None:
                 _print(session, event, wanted)
             why = "the server ended the stream"
         except (ApiError, Unreachable) as error:
+            if connected and session.renewed(error):
+                continue
             if not (connected and error.retryable):
                 if isinstance(error, ApiError):
                     explain_missing_route(error, "GET", target)

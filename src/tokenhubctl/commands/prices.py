@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tokenhubctl import address, cells
-from tokenhubctl.arguments import json_object, json_text
+from tokenhubctl.arguments import json_object, read_file
 from tokenhubctl.command import noun, pass_session
 from tokenhubctl.completion import ids
 from tokenhubctl.errors import FAILED
@@ -136,8 +136,7 @@ def _remark(session: Session, answer: dict[str, Any]) -> None:
 
 def _price_list(file: str) -> bytes:
     """The file as it is; the bare list that `prices list -o json` prints gets its name."""
-    given = "-" if file == "-" else "@" + file.removeprefix("@")
-    text = json_text(given, "price list")
+    text = read_file(file if file == "-" else file.removeprefix("@"), "price list")
     if text.lstrip().startswith("["):
         text = f'{{"prices": {text}}}'
     return json_object(text, "price list")

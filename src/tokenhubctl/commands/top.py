@@ -53,7 +53,7 @@ def _look(session: Session, *, live: bool, first: bool) -> None:
     try:
         snapshot = _snapshot(session)
     except CliError as error:
-        if first or not error.retryable:
+        if first or not (error.retryable or session.renewed(error)):
             raise
         session.note(f"no answer: {error.message}")
         return

@@ -267,6 +267,7 @@ def test_a_fallback_is_taken_only_with_permission_and_says_so():
     with pytest.raises(HubError) as caught:
         decide(query(model="m"), ruled, seen, 1)
     assert caught.value.code == "provider_down"
+    assert "tokenhubctl health" in (caught.value.hint or "")
     decision = decide(query(model="m", allow_fallback=True), ruled, seen, 1)
     assert (decision.chosen.model_id, decision.reason) == ("other", "routed-fallback")
     assert decision.filtered[0].reason == "health_down"

@@ -127,6 +127,16 @@ def test_a_price_list_from_a_file_and_from_stdin(ctl, peer, tmp_path):
     assert peer.last.body == b"{}"
 
 
+def test_a_price_list_that_is_not_there(ctl, peer, tmp_path):
+    for words in (f"{tmp_path}/none.json", f"@{tmp_path}/none.json"):
+        ran = ctl("prices", "diff", words)
+        assert (ran.code, peer.calls) == (2, [])
+        assert ran.err == (
+            f"error: Cannot read the price list from {tmp_path}/none.json: "
+            "No such file or directory.\n"
+        )
+
+
 def test_a_diff_shows_the_changes_and_ends_with_1(ctl, peer, tmp_path):
     (tmp_path / "p").write_text("{}")
     ran = ctl("prices", "diff", str(tmp_path / "p"))

@@ -186,6 +186,37 @@ def test_a_restart_of_the_server_does_not_end_what_goes_on(start, peer, line):
     assert re.search("no answer", program.err, re.IGNORECASE)
 
 
+@pytest.mark.parametrize("line", ["model list --watch -o name", "logs -f -o name", "events", "top"])
+def test_a_token_that_is_rotated_meanwhile_is_read_anew(start, peer, home, line):
+    peer.answers.update(ANSWERS)
+    file = home / ".tokenhub" / ".admin-token"
+    file.parent.mkdir()
+    file.write_text("first")
+    peer.token, serve, asked = "first", peer.serve, []
+
+    def rotating(handler, call):
+        asked.append(call.target)
+        if len(asked) == {"top": 4}.get(line, 2):
+            peer.token = "second"
+            file.write_text("second")
+        serve(handler, call)
+
+    def stream(handler):
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/event-stream")
+        handler.end_headers()
+        handler.wfile.write(FIRST)
+
+    peer.serve, peer.answers[EVENTS] = rotating, stream
+    peer.answers["GET /admin/v1/logs?limit=50"] = {"logs": LOGS[2:]}
+    peer.answers["GET /admin/v1/logs?limit=200"] = {"logs": LOGS}
+    options = [] if line == "events" else ["--interval", "0.2"]
+    program = start(*line.split(), *options, TOKENHUB_ADMIN_TOKEN="")
+    count = {"model": 6, "logs": 3, "events": 4, "top": 3}[line.split()[0]]
+    assert "" not in program.lines(count), program.err
+    assert program.interrupt() == 130
+
+
 def test_what_time_does_not_mend_ends_a_watch(start, peer):
     peer.answers.update(ANSWERS)
     models = peer.answers["GET /admin/v1/engine/models"]
