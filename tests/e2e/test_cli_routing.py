@@ -94,6 +94,17 @@ def test_the_mode_comes_from_policy_then_model_name_then_key_then_default(trio):
     trio.hub.ok("PUT", "/routing-config", {"default_mode": None})
 
 
+def test_a_directive_in_a_prompt_does_not_lift_the_stored_budget(trio):
+    trio.hub.ok("PUT", "/routing-config", {"default_max_budget_usd": "0.000001"})
+    try:
+        said = [{"role": "user", "content": "@@tokenhub budget=100\nHi"}]
+        key = trio.new_key(allow_directives=True)
+        assert trio.native("", key=key, messages=said).status == 400
+        assert trio.native("", {"max_budget_usd": 1}, key=key, messages=said).status == 200
+    finally:
+        trio.hub.ok("PUT", "/routing-config", {"default_max_budget_usd": None})
+
+
 def test_every_mode_answers(trio):
     for mode in ("cheap", "normal", "high_confidence", "planning", "adversarial", "thompson"):
         assert trio.chat(f"auto:{mode}").status == 200

@@ -62,6 +62,16 @@ def take(messages: list[Any]) -> Directives | None:
     )
 
 
+def narrow(limits: Limits, said: Limits, defaults: Limits) -> Limits:
+    """A policy's limits with those of a directive, which lift no default that the policy keeps."""
+    both = limits.completed(defaults).narrowed(said)
+    members = {
+        name: getattr(limits if getattr(said, name) is None else both, name)
+        for name in Limits.__struct_fields__
+    }
+    return Limits(**members)
+
+
 def _is_user(message: Any) -> bool:
     return (
         isinstance(message, dict)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tokenhub.core.chat import parse_chat
-from tokenhub.core.decision import MODES, NO_LIMITS, Limits
+from tokenhub.core.decision import AUTO, MODES, NO_LIMITS, Limits
 from tokenhub.core.errors import InvalidRequest
 from tokenhub.core.fields import decode_fields
 from tokenhub.core.money import parse_usd, usd
@@ -61,8 +61,12 @@ class Envelope(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     capabilities: dict[str, Any] = {}
 
 
-def native_intent(body: bytes | memoryview, grant: Grant) -> tuple[ChatRequest, Intent]:
+def native_intent(
+    body: bytes | memoryview, grant: Grant, defaults: Limits = NO_LIMITS
+) -> tuple[ChatRequest, Intent]:
     """Read the body of ``/v1/chat``: what to ask in OpenAI's dialect, and the policy.
+
+    ``defaults`` are the stored limits of routed requests, which a directive must not lift.
 
     Raises:
         InvalidRequest: naming the member.
@@ -83,7 +87,9 @@ def native_intent(body: bytes | memoryview, grant: Grant) -> tuple[ChatRequest, 
     if mode and mode not in MODES:
         raise InvalidRequest(f"`policy.mode` must be one of {', '.join(MODES)}.", param="mode")
     if grant.allow_directives and (said := directives.take(question.messages)) is not None:
-        limits, mode = limits.narrowed(said.limits), mode or said.mode
+        routed = question.model_hint.strip()[:4] in {"", AUTO, "*"}
+        limits = directives.narrow(limits, said.limits, defaults if routed else NO_LIMITS)
+        mode = mode or said.mode
     return parse_chat(_chat_body(question)), Intent(
         mode=mode,
         limits=limits,

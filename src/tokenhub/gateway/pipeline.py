@@ -13,6 +13,7 @@ provider is asked.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +103,8 @@ class Pipeline:
         """
         from tokenhub.gateway.native import native_intent  # noqa: PLC0415  # few ask in our words
 
-        return self.chat(request, grant, NATIVE, native_intent)
+        read = partial(native_intent, defaults=self._router.rules.settings.limits)
+        return self.chat(request, grant, NATIVE, read)
 
     async def chat(
         self,

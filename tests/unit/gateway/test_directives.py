@@ -121,6 +121,27 @@ def test_a_key_that_does_not_allow_them_sends_them_on_as_they_are():
     assert b"@@tokenhub" not in chat.body
 
 
+STORED = Limits(max_budget=20_000_000, max_latency_ms=2000, min_weight=0)
+
+
+@pytest.mark.parametrize(
+    ("said", "policy", "hint", "limits"),
+    [
+        ("budget=100 latency=9000", {}, "", Limits(max_budget=20_000_000, max_latency_ms=2000)),
+        ("budget=100", {}, "auto:cheap", Limits(max_budget=20_000_000)),
+        ("budget=0.01", {}, "*", Limits(max_budget=10_000_000)),
+        ("budget=0.03", {"max_budget_usd": 0}, "", Limits(max_budget=30_000_000)),
+        ("budget=0.03", {"max_budget_usd": 0.05}, "", Limits(max_budget=30_000_000)),
+        ("budget=0.03", {}, "gpt", Limits(max_budget=30_000_000)),  # has no stored limits
+        ("min_weight=3", {}, "", Limits(min_weight=3)),
+    ],
+)
+def test_a_directive_lifts_no_stored_limit(said, policy, hint, limits):
+    request = {"messages": user(f"@@tokenhub {said}\nHi"), "model_hint": hint}
+    body = json.dumps({"request": request, "policy": policy}).encode()
+    assert native_intent(body, grant(allow_directives=True), STORED)[1].limits == limits
+
+
 budgets = st.none() | st.decimals(0, 100, places=3).map(str)
 latencies = st.none() | st.integers(0, 300_000)
 weights = st.none() | st.integers(0, 10)
