@@ -41,7 +41,7 @@ TYPES: dict[str, tuple[str, tuple[str, ...]]] = {
         (*_WHO, "reason", "policy", "candidates", "propensity"),
     ),
     "escalation": (
-        "An attempt failed and the next one was made.",
+        "An attempt failed or was slow, and the next one was made.",
         (*_WHO, "error_class", "reason"),
     ),
     "budget": (
