@@ -31,6 +31,10 @@ CHAT = [
     (b'{"model":"demo","messages":' + b"[" * 10_000 + b"]" * 10_000 + b"}", 400),
     (b"[" * 10_000, 400),
     (b'{"model":"' + b"x" * 300 + b'","messages":[{}]}', 400),
+    (
+        b'{"model":"demo","messages":[{"content":[{"type":"image_url","url":"\xed\xa0\x80"}]}]}',
+        400,
+    ),
     (b'{"model":"\\u001b[2J","messages":[{}]}', 404),
     (b'{"model":"demo\' OR \'1\'=\'1","messages":[{}]}', 404),
 ]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tokenhub.core.chat import Usage
+from tokenhub.core.errors import InvalidRequest
 from tokenhub.core.money import FEMTO_PER_NANO, MAX_COST, variant
 
 if TYPE_CHECKING:
@@ -114,6 +115,9 @@ def measure(body: bytes, *, tools: bool = False, tier: str = "") -> Measure:
 
     Plain text costs two searches of the body. Only one that holds media, or an escaped ASCII
     character (with which media could hide), is decoded.
+
+    Raises:
+        InvalidRequest: it had to be decoded and cannot be.
     """
     text = len(body) + FIXED_TOKENS + (TOOL_TOKENS if tools else 0)
     escaped = _escaped(body)
@@ -123,7 +127,11 @@ def measure(body: bytes, *, tools: bool = False, tier: str = "") -> Measure:
     if not escaped and not any(mark in body for mark in _MARKS):
         return Measure(text=text, hour=hour, tier=tier)
     media = _Media()
-    media.walk(msgspec.json.decode(body))
+    try:
+        media.walk(msgspec.json.decode(body))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        # A text that nobody has looked into yet may be no UTF-8.
+        raise InvalidRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from None
     return Measure(
         text=text - media.size,
         images=media.images,
