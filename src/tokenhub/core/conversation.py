@@ -176,6 +176,7 @@ class Delta(msgspec.Struct, frozen=True):
 
     text: str = ""
     reasoning: str = ""
+    refusal: str = ""
     call: CallDelta | None = None
 
 

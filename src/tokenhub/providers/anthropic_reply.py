@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from tokenhub.core.chat import Usage
@@ -50,8 +48,13 @@ class UsageObject(msgspec.Struct):
         news = {name: value for name in names if (value := getattr(later, name)) is not None}
         return msgspec.structs.replace(self, **news)
 
-    def usage(self) -> Usage:
-        """Tokens by kind; ``input_tokens`` of the API leaves the cached ones out, ours do not."""
+    def usage(self) -> Usage | None:
+        """Tokens by kind; None where the prompt was not counted, which is not free for that.
+
+        ``input_tokens`` of the API leaves the cached ones out, ours do not.
+        """
+        if self.input_tokens is None:
+            return None
         read, write = _count(self.cache_read_input_tokens), _count(self.cache_creation_input_tokens)
         output = _count(self.output_tokens)
         hour = self.cache_creation.ephemeral_1h_input_tokens if self.cache_creation else 0
@@ -68,18 +71,27 @@ class UsageObject(msgspec.Struct):
 
 
 class Block(msgspec.Struct):
-    """A content block of any type; types yet unknown have none of these members."""
+    """A content block of any type; types yet unknown have none of these members.
+
+    Some servers that speak the API write out the members of all types, most of them null.
+    """
 
     type: str
-    text: str = ""
-    thinking: str = ""
-    id: str = ""
-    name: str = ""
+    text: str | None = None
+    thinking: str | None = None
+    id: str | None = None
+    name: str | None = None
     input: msgspec.Raw = msgspec.Raw(b"{}")
 
+    @property
+    def arguments(self) -> str:
+        """The JSON of a tool's input, as it was written; null is an empty object."""
+        text = bytes(self.input).decode()
+        return "{}" if text == "null" else text
+
     def call(self) -> ToolCall:
-        """The tool call of a ``tool_use`` block; its input's JSON stays as it was written."""
-        return ToolCall(self.id, Function(self.name, bytes(self.input).decode()))
+        """The tool call of a ``tool_use`` block."""
+        return ToolCall(self.id or "", Function(self.name or "", self.arguments))
 
 
 class StopDetails(msgspec.Struct):
@@ -101,7 +113,7 @@ class MessageObject(msgspec.Struct):
 
     def joined(self, kind: str, member: str) -> str:
         """The texts of all blocks of a type."""
-        return "".join(getattr(b, member) for b in self.content or [] if b.type == kind)
+        return "".join(getattr(b, member) or "" for b in self.content or [] if b.type == kind)
 
     def calls(self) -> list[ToolCall]:
         """The tool calls, in order."""
@@ -138,11 +150,10 @@ def finish_reason(stop_reason: str | None) -> str:
 
 def content_size(message: MessageObject) -> int:
     """UTF-8 bytes of everything generated."""
-    blocks: list[Any] = message.content or []
     return sum(
-        len((b.text + b.thinking + b.name).encode())
+        len("".join((b.text or "", b.thinking or "", b.name or "")).encode())
         + (len(bytes(b.input)) if b.type == "tool_use" else 0)
-        for b in blocks
+        for b in message.content or []
     )
 
 

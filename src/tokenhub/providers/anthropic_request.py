@@ -38,14 +38,27 @@ _REFUSED = {
 }
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _EFFORT = {"minimal": "low"}
+_temperature = msgspec.json.Decoder(float)
+_stop = msgspec.json.Decoder(str | list[str])
 
 
 def dropped_members(chat: ChatRequest, version: str) -> list[str]:
-    """The members a request will lose in translation, in the client's order."""
+    """The members a request will lose in translation, wholly or in part.
+
+    In part: a temperature beyond this API's scale, stop sequences of white space alone.
+    """
     lost = [name for name in chat.members if name not in _HANDLED and name not in _REFUSED]
     if version >= WITHOUT_SAMPLING:
         lost += [name for name in chat.members if name in SAMPLING]
+    elif chat.has("temperature") and not 0 <= _temperature.decode(chat.members["temperature"]) <= 1:
+        lost.append("temperature")
+    if chat.has("stop") and not all(map(str.strip, _listed(_stop.decode(chat.members["stop"])))):
+        lost.append("stop")
     return [name for name in lost if chat.has(name) and _NAME.fullmatch(name)]
+
+
+def _listed(stop: str | list[str]) -> list[str]:
+    return [stop] if isinstance(stop, str) else stop
 
 
 def messages_body(

@@ -19,7 +19,13 @@ import msgspec
 from tokenhub.core.conversation import CallDelta, Delta
 from tokenhub.core.errors import FailureClass, ProviderError
 from tokenhub.providers.adapter import DONE, MAX_EVENT, StreamRelay
-from tokenhub.providers.anthropic_reply import Block, MessageObject, UsageObject, finish_reason
+from tokenhub.providers.anthropic_reply import (
+    Block,
+    MessageObject,
+    StopDetails,
+    UsageObject,
+    finish_reason,
+)
 from tokenhub.providers.failures import classify_event, garbage, no_stream
 from tokenhub.providers.openai_writer import ChunkWriter
 from tokenhub.providers.sse import EventReader, EventTooLarge, cut_events
@@ -30,10 +36,11 @@ if TYPE_CHECKING:
 
 class _Delta(msgspec.Struct, gc=False):
     type: str = ""
-    text: str = ""
-    thinking: str = ""
-    partial_json: str = ""
+    text: str | None = None
+    thinking: str | None = None
+    partial_json: str | None = None
     stop_reason: str | None = None
+    stop_details: StopDetails | None = None
 
 
 class _Event(msgspec.Struct, gc=False):
@@ -133,8 +140,7 @@ class AnthropicRelay(StreamRelay):
             return DONE
         if not self._opened:
             return self._fail(no_stream(self._unread or b""))
-        message = "The provider's stream ended before its answer."
-        return self._fail(ProviderError(FailureClass.RESET, message))
+        return self._fail(_cut())
 
     def _translate(self, payload: bytes) -> bytes:
         try:
@@ -169,17 +175,18 @@ class AnthropicRelay(StreamRelay):
         if message.usage is not None:
             self._usage = message.usage
             self.early = self._usage.usage()
-            self.early.completion = self.early.reasoning = 0
+            if self.early is not None:
+                self.early.completion = self.early.reasoning = 0
         return b""
 
     def _on_block(self, event: _Event) -> bytes:
         if (block := event.content_block) is None:
             return b""
         if block.type == "tool_use":
-            call = _Call(len(self._calls), bytes(block.input).decode())
+            call = _Call(len(self._calls), block.arguments)
             self._calls[event.index] = call
-            head = CallDelta(call.number, block.id, block.name)
-            return self._say(Delta(call=head), block.name)
+            name = block.name or ""
+            return self._say(Delta(call=CallDelta(call.number, block.id or "", name)), name)
         if block.type == "text" and block.text:
             return self._say(Delta(text=block.text), block.text)
         if block.type == "thinking" and block.thinking:
@@ -219,10 +226,15 @@ class AnthropicRelay(StreamRelay):
             return b""
         if self.finish_reason is not None:
             return b""
+        details, refusal = event.delta.stop_details, b""
+        if details is not None and details.explanation:
+            refusal = self._say(Delta(refusal=details.explanation), "")
         self.finish_reason = finish_reason(event.delta.stop_reason)
-        return self._open() + self._writer.finish(self.finish_reason)
+        return self._open() + refusal + self._writer.finish(self.finish_reason)
 
     def _on_stop(self) -> bytes:
+        if self.finish_reason is None:
+            return self._fail(_cut())
         self.complete = True
         if self._show_usage and self.usage is not None:
             return self._open() + self._writer.usage(self.usage)
@@ -237,3 +249,7 @@ class AnthropicRelay(StreamRelay):
             return b""
         self.started = True
         return self._writer.role()
+
+
+def _cut() -> ProviderError:
+    return ProviderError(FailureClass.RESET, "The provider's stream ended before its answer.")

@@ -80,6 +80,10 @@ class OpenAIAdapter:
         changes: dict[str, msgspec.Raw] = {}
         if chat.model != target.name:
             changes["model"] = target.written_name
+        if "max_completion_tokens" in chat.members and "max_tokens" in chat.members:
+            # Some servers know one name alone: both must keep to what was reserved.
+            own = chat.max_tokens
+            max_tokens = min(own, max_tokens) if own and max_tokens else own or max_tokens
         if max_tokens is not None:
             self._cap(chat, max_tokens, changes)
         if chat.stream and not chat.include_usage:

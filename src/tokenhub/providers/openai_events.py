@@ -57,8 +57,8 @@ class UsageObject(msgspec.Struct, gc=False):
         return cls(*map(raw.get, cls.__struct_fields__))
 
     def says_nothing(self) -> bool:
-        """Whether it has none of the members we know."""
-        return self == _SILENT
+        """Whether it counts neither prompt nor completion: an answer is not free for that."""
+        return self.prompt_tokens is None and self.completion_tokens is None
 
     def tokens(self, tier: Any = None) -> Usage:
         """Tokens by kind; what is missing counts as 0.
@@ -95,9 +95,6 @@ class UsageObject(msgspec.Struct, gc=False):
         usage.cached_write = min(written, usage.prompt - cached)
         usage.audio_in = _count(details.get("audio_tokens"))
         usage.image_in = _count(details.get("image_tokens"))
-
-
-_SILENT = UsageObject()
 
 
 class Event(msgspec.Struct, gc=False):

@@ -186,8 +186,8 @@ class OpenAIRelay(StreamRelay):
 
     def _note(self, event: Event) -> bool:
         """Take down what the event says; False when the client must not see it."""
-        if event.usage is not None:
-            self.usage = event.usage.tokens(event.service_tier)
+        if (told := event.usage) is not None and not told.says_nothing():
+            self.usage = told.tokens(event.service_tier)
         if not event.choices:
             return self._show_usage or event.usage is None
         for choice in event.choices:

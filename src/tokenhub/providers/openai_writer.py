@@ -43,6 +43,8 @@ class ChunkWriter:
             return self.text(delta.text)
         if delta.reasoning:
             return self._choice(b'{"reasoning_content":' + _encode(delta.reasoning) + b"}")
+        if delta.refusal:
+            return self._choice(b'{"refusal":' + _encode(delta.refusal) + b"}")
         assert delta.call is not None
         return self._choice(b'{"tool_calls":[' + _encode(_call(delta.call)) + b"]}")
 
@@ -111,7 +113,7 @@ def usage_object(usage: Usage) -> dict[str, Any]:
 
 def _call(call: CallDelta) -> dict[str, Any]:
     function: dict[str, str] = {"arguments": call.arguments}
-    if not call.id:
+    if not (call.id or call.name):
         return {"index": call.index, "function": function}
     function = {"name": call.name} | function
     return {"index": call.index, "id": call.id, "type": "function", "function": function}

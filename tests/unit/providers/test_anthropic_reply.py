@@ -222,3 +222,23 @@ def test_streamed_or_whole_it_is_the_same_answer(content, places):
     expected = [[c.id, json.loads(c.function.arguments)] for c in whole.tool_calls or []]
     assert [[identifier, json.loads(words)] for identifier, words in calls.values()] == expected
     assert relay.usage.total == answer.usage.total_tokens
+
+
+def test_members_of_other_block_types_may_be_null():
+    nothing = {"text": None, "thinking": None, "id": None, "name": None, "input": None}
+    blocks = [
+        nothing | {"type": "text", "text": "hey"},
+        nothing | {"type": "tool_use", "id": "toolu_1", "name": "f"},
+    ]
+    body = {"id": "m", "type": "message", "model": "c", "content": blocks, "usage": USAGE}
+    found = ADAPTER.reply(CHAT, TARGET, json.dumps(body | {"stop_reason": "tool_use"}).encode())
+    [choice] = ChatCompletion.model_validate_json(found.body).choices
+    assert choice.message.content == "hey"
+    [call] = choice.message.tool_calls
+    assert (call.id, call.function.name, call.function.arguments) == ("toolu_1", "f", "{}")
+
+
+def test_a_usage_that_says_nothing_makes_no_answer_free():
+    body = message([{"type": "text", "text": "hey"}]) | {"usage": {}}
+    found = ADAPTER.reply(CHAT, TARGET, json.dumps(body).encode())
+    assert (found.usage, found.content_bytes) == (None, 3)

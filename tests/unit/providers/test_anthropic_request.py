@@ -258,6 +258,24 @@ def test_sampling_members_are_dropped_for_the_new_version_and_named():
     assert ADAPTER.notes(parse_chat(b'{"messages":[{"role":"user"}]}'), target(NEW)) == []
 
 
+@pytest.mark.parametrize(
+    ("chat", "named"),
+    [
+        ({"temperature": 1.7}, b"temperature"),
+        ({"temperature": -1}, b"temperature"),
+        ({"stop": "\n\n"}, b"stop"),
+        ({"stop": ["a", ""], "temperature": 2}, b"temperature, stop"),
+        ({"stop": ["a", "b"], "temperature": 1}, None),
+        ({"stop": None, "temperature": None}, None),
+        ({"stop": []}, None),
+    ],
+)
+def test_what_is_clipped_or_left_out_in_part_is_named(chat, named):
+    body = parse_chat(json.dumps({"messages": [USER]} | chat).encode())
+    expected = [] if named is None else [(b"x-tokenhub-dropped-params", named)]
+    assert ADAPTER.notes(body, target()) == expected
+
+
 def test_a_hostile_member_name_does_not_reach_a_header():
     body = {"messages": [USER], "x\r\nset-cookie: a": 1, "å": 1, "y" * 99: 1, "fine-1": 1}
     notes = ADAPTER.notes(parse_chat(json.dumps(body).encode()), target())

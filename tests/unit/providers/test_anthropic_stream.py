@@ -114,3 +114,78 @@ def test_an_event_without_an_end_takes_linear_time():
     while relay.failure is None:
         assert relay.feed(b"x" * 64) == b""
     assert relay.failure.kind == FailureClass.GARBAGE
+
+
+START = {
+    "type": "message_start",
+    "message": {"id": "m", "type": "message", "usage": {"input_tokens": 9, "output_tokens": 1}},
+}
+STOP = {"type": "message_stop"}
+
+
+def ended(**delta):
+    return {"type": "message_delta", "delta": delta, "usage": {"output_tokens": 7}}
+
+
+def said(relay, *events):
+    """What a client sees of a stream: deltas, and what its last event is."""
+    data = b"".join(
+        event if isinstance(event, bytes) else b"data: %b\n\n" % json.dumps(event).encode()
+        for event in events
+    )
+    out = relay.feed(data[: len(data) // 2]) + relay.feed(data[len(data) // 2 :]) + relay.finish()
+    *chunks, last = [line[6:] for line in out.split(b"\n") if line.startswith(b"data: ")]
+    return [json.loads(chunk)["choices"][0]["delta"] for chunk in chunks], last
+
+
+def new_relay():
+    return AnthropicRelay(show_usage=False, created=1, model="claude")
+
+
+def test_the_words_of_a_refusal_arrive():
+    details = {"type": "refusal", "category": "cyber", "explanation": "I will not."}
+    end = ended(stop_reason="refusal", stop_details=details)
+    deltas, last = said(new_relay(), START, end, STOP)
+    assert [delta.get("refusal") for delta in deltas] == [None, "I will not.", None]
+    assert last == b"[DONE]"
+
+
+def test_a_stream_that_stops_without_a_reason_is_not_whole():
+    relay = new_relay()
+    _, last = said(relay, START, delta("hey"), delta("you" * 99), STOP)
+    assert json.loads(last)["error"]["code"] == "upstream_interrupted"
+    assert not relay.complete
+    empty = new_relay()
+    assert empty.feed(b"data: %b\n\n" % json.dumps(START).encode()) == b""
+    assert empty.feed(b"data: %b\n\n" % json.dumps(STOP).encode()) == b""
+    assert (empty.started, empty.failure.kind) == (False, FailureClass.RESET)
+
+
+def test_a_prompt_nobody_counted_is_not_free():
+    relay = new_relay()
+    bare = {"type": "message_start", "message": {"id": "m", "type": "message"}}
+    said(relay, bare, delta("hey"), ended(stop_reason="end_turn"), STOP)
+    assert (relay.complete, relay.usage, relay.early) == (True, None, None)
+
+
+def test_members_of_other_block_types_may_be_null_in_a_stream():
+    nothing = {"text": None, "thinking": None, "id": None, "name": None, "input": None}
+    words = {"type": "text_delta", "text": "hey", "thinking": None, "partial_json": None}
+    deltas, last = said(
+        new_relay(),
+        START,
+        {"type": "content_block_start", "index": 0, "content_block": nothing | {"type": "text"}},
+        {"type": "content_block_delta", "index": 0, "delta": words},
+        {
+            "type": "content_block_start",
+            "index": 1,
+            "content_block": nothing | {"type": "tool_use", "name": "f"},
+        },
+        {"type": "content_block_stop", "index": 1},
+        ended(stop_reason="tool_use"),
+        STOP,
+    )
+    calls = [one["tool_calls"][0]["function"] for one in deltas if "tool_calls" in one]
+    assert calls == [{"name": "f", "arguments": ""}, {"arguments": "{}"}]
+    assert [one["content"] for one in deltas if one.get("content")] == ["hey"]
+    assert last == b"[DONE]"

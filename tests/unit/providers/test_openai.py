@@ -100,7 +100,13 @@ def test_any_further_members_arrive_as_they_were(more):
         ({"max_tokens": 500}, 100, {"max_tokens": 100}),
         ({"max_completion_tokens": 500}, 100, {"max_completion_tokens": 100}),
         ({"max_tokens": 500, "max_completion_tokens": 50}, 100,
-         {"max_tokens": 100, "max_completion_tokens": 50}),
+         {"max_tokens": 50, "max_completion_tokens": 50}),
+        ({"max_tokens": 500, "max_completion_tokens": 50}, None,
+         {"max_tokens": 50, "max_completion_tokens": 50}),
+        ({"max_tokens": 7, "max_completion_tokens": 9}, None,
+         {"max_tokens": 7, "max_completion_tokens": 9}),
+        ({"max_tokens": 7, "max_completion_tokens": None}, None,
+         {"max_tokens": 7, "max_completion_tokens": None}),
         ({"max_tokens": None}, 100, {"max_tokens": None, "max_completion_tokens": 100}),
     ],
 )  # fmt: skip
@@ -177,15 +183,25 @@ def test_what_is_no_answer_is_a_failure(raw, kind):
     assert caught.value.kind == kind
 
 
-@pytest.mark.parametrize("usage", [None, {}, {"unknown": 1}, {"prompt_tokens": None}])
+@pytest.mark.parametrize(
+    "usage", [None, {}, {"unknown": 1}, {"prompt_tokens": None}, {"total_tokens": 5}]
+)
 def test_usage_that_says_nothing_is_none(usage):
     found = reply(answer(usage=usage))
     assert (found.usage, found.content_bytes) == (None, 3)
 
 
-@pytest.mark.parametrize(
-    "usage", [{"prompt_tokens": 0}, {"total_tokens": 5}, {"completion_tokens": "7"}]
-)
+@pytest.mark.parametrize("usage", [{}, {"prompt_tokens": None}, {"total_tokens": 5}])
+def test_usage_that_says_nothing_makes_no_stream_free(usage):
+    said = {"index": 0, "delta": {"content": "hey"}, "finish_reason": "stop"}
+    events = [{"choices": [said]}, {"choices": [], "usage": usage}]
+    relay = ADAPTERS["openai"].relay(parse_chat(json.dumps(BODY).encode()), target())
+    relay.feed(b"".join(b"data: %b\n\n" % json.dumps(event).encode() for event in events))
+    relay.finish()
+    assert (relay.complete, relay.usage, relay.content_bytes) == (True, None, 3)
+
+
+@pytest.mark.parametrize("usage", [{"prompt_tokens": 0}, {"completion_tokens": "7"}])
 def test_usage_that_says_too_little_is_usage(usage):
     found = reply(answer(usage=usage))
     assert (found.usage, found.content_bytes) == (Usage(), 0)
