@@ -40,6 +40,7 @@ _PLAIN = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
 # After these the provider may have worked, and will bill for it.
 _MAYBE_BILLED = frozenset({FailureClass.TIMEOUT, FailureClass.RESET, FailureClass.GARBAGE})
+_NO_ERROR = frozenset({None, 200})  # statuses of what was answered
 
 
 class Attempt:
@@ -174,7 +175,12 @@ class Attempt:
         """What a whole answer says, noted for the books."""
         lane = self._lane
         assert answer.body is not None
-        reply = lane.adapter.reply(self._chat, lane.target, answer.body)
+        try:
+            reply = lane.adapter.reply(self._chat, lane.target, answer.body)
+        except ProviderError as error:
+            if error.kind == FailureClass.GARBAGE:
+                hold.note(content_bytes=len(answer.body))  # what of it was generated, who knows
+            raise
         if self.on_content is not None:
             self.on_content()
         hold.note(content_bytes=reply.content_bytes, usage=reply.usage)
@@ -191,9 +197,9 @@ class Attempt:
         return failure
 
     def _failed(self, error: ProviderError) -> None:
-        # An error answer is not billed. A silent or broken provider may have worked on the prompt:
-        # leaving the hold as noted books that.
-        billed = error.sent and error.status is None and error.kind in _MAYBE_BILLED
+        # An error answer is not billed. A silent or broken provider, or one whose answer cannot be
+        # read, may have worked on the prompt: leaving the hold as noted books that.
+        billed = error.sent and error.status in _NO_ERROR and error.kind in _MAYBE_BILLED
         if self._hold is not None and not billed:
             self._hold.release()
         self._leave()

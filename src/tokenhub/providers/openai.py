@@ -101,6 +101,11 @@ class OpenAIAdapter:
         del chat, target
         try:
             answer = _answer.decode(body)
+        except msgspec.ValidationError as error:
+            odd = _odd_answer(body)
+            if odd is None:
+                raise _unreadable(error, body) from None
+            answer = odd
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise _unreadable(error, body) from None
         if answer.error is not None:
@@ -138,6 +143,34 @@ class OpenAIAdapter:
                 changes[name] = limit
         if not named:
             changes[self._limit_name] = limit
+
+
+def _odd_answer(body: bytes) -> _Answer | None:
+    """The answer, its odd members left out; None when it holds no list of choices."""
+    try:
+        value = _anything.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    choices = value.get("choices") if isinstance(value, dict) else None
+    if not isinstance(choices, list) or not all(isinstance(one, dict) for one in choices):
+        return None
+    usage, model = value.get("usage"), value.get("model")
+    return _Answer(
+        choices=[_odd_choice(one) for one in choices],
+        usage=UsageObject.of(usage) if isinstance(usage, dict) else None,
+        model=model if isinstance(model, str) else None,
+        error=value.get("error"),
+        service_tier=value.get("service_tier"),
+    )
+
+
+def _odd_choice(choice: dict[str, Any]) -> _Choice:
+    message, reason = choice.get("message"), choice.get("finish_reason")
+    return _Choice(
+        # Its JSON is at least as long as what was said, so this never counts too little.
+        message=_Message(content=message),
+        finish_reason=reason if isinstance(reason, str) else None,
+    )
 
 
 def _unreadable(error: Exception, body: bytes) -> ProviderError:

@@ -162,6 +162,26 @@ async def test_of_a_whole_stream_only_the_end_waits_for_the_disk(tmp_path):
     assert client.told == [("write", spoken("Hi", " there").removesuffix(DONE)), ("end", DONE)]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("body", "costs"),
+    [
+        (whole("Hi")[:-1], True),
+        (b'{"id": "c"}', True),
+        (b"", True),
+        (b"<html>elsewhere</html>", False),
+        (b'{"error": {"message": "busy", "code": 503}}', False),
+    ],
+)
+async def test_what_cannot_be_read_may_have_been_billed(tmp_path, body, costs, stream):
+    async with stage(tmp_path, {"a": [body]}) as it:
+        with pytest.raises(HubError):
+            await it.pipeline.chat(it.client(stream=stream), grant())
+        attempts = it.calls[-1].attempts
+        assert attempts
+        assert all((one.cost > 0) is costs for one in attempts), attempts
+
+
 async def test_no_other_provider_after_the_first_byte(tmp_path):
     async with stage(tmp_path, {"a": [broken()], "b": [whole("no")]}) as it:
         answer = Stream()

@@ -172,6 +172,12 @@ def test_usage_is_read_or_the_size_told():
         (b"\n<html>", FailureClass.MISDIRECTED),
         (b'{"choices":[]}', FailureClass.GARBAGE),
         (b'{"choices":"x"}', FailureClass.GARBAGE),
+        (b'{"choices":[5]}', FailureClass.GARBAGE),
+        (b'{"model":5,"choices":[{}]', FailureClass.GARBAGE),
+        (
+            b'{"model":5,"error":{"message":"busy","code":503},"choices":[{}]}',
+            FailureClass.OVERLOADED,
+        ),
         (b"\xff", FailureClass.MISDIRECTED),
         (b'{"a":' * 5000, FailureClass.GARBAGE),
         (b'{"error":{"message":"busy","code":503}}', FailureClass.OVERLOADED),
@@ -181,6 +187,27 @@ def test_what_is_no_answer_is_a_failure(raw, kind):
     with pytest.raises(ProviderError) as caught:
         reply(raw)
     assert caught.value.kind == kind
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"model": 5},
+        {"usage": "many"},
+        {"usage": [1]},
+        {"choices": [{"message": {"content": "h\u00e9"}, "finish_reason": 7}]},
+        {"choices": [{"message": "h\u00e9"}]},
+        {"choices": [{"message": ["h\u00e9"]}, {"message": None}]},
+    ],
+)
+def test_an_answer_with_odd_members_is_one(odd):
+    raw = json.dumps(answer() | odd).encode()
+    found = reply(raw)
+    assert found.body is raw
+    assert found.usage is None
+    assert 3 <= found.content_bytes <= len(raw)
+    counts = {"prompt_tokens": 3, "completion_tokens": 2}
+    assert reply(answer(model=5, usage=counts)).usage == Usage(prompt=3, completion=2)
 
 
 @pytest.mark.parametrize(
