@@ -211,6 +211,8 @@ class App:
         self.journal.append(entry)
         decision = call.decision
         self.observer.observe(entry, call.upstream_s, decision.filtered if decision else ())
+        for model_id, provider_id, events in call.malformed:
+            self.observer.metrics.dropped(model_id, provider_id, events)
         publish(call, entry, self.bus)
 
     def _wire(self) -> None:

@@ -42,6 +42,8 @@ def busy(tmp_path_factory):
     demo = hub.demo_key
     for stream in (False, True, False):
         assert hub.chat(demo, ASK | {"stream": stream}).status == 200
+    malformed = ASK | {"stream": True, "demo": {"malformed": True}}
+    assert hub.chat(demo, malformed).status == 200
     hub.ok("POST", "/providers", {"id": "dead", "type": "openai", "base_url": "http://127.0.0.1:9"})
     model = {"id": "gone", "provider_id": "dead", "input_per_1k": 0.001, "output_per_1k": 0.002}
     hub.ok("POST", "/models", model | {"enabled": True})
@@ -162,6 +164,11 @@ def test_names_of_the_original_are_there(busy):
         "tokenhub_store_dropped_total",
     ):  # fmt: skip
         assert name in found, name
+
+
+def test_events_of_a_stream_that_were_dropped_are_counted(busy):
+    [(labels, events)] = exposition(busy)["tokenhub_stream_events_dropped_total"]
+    assert (labels, events) == ({"model": "demo", "provider": "demo"}, 1.0)
 
 
 def test_the_budget_gauge_is_opt_in(busy, hub):

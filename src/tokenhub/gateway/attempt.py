@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from tokenhub.core.bounds import BYTES_PER_TOKEN
 from tokenhub.core.errors import FailureClass, HubError, ProviderError, TransportError
-from tokenhub.gateway.call import ATTEMPTS, Answer, reason_of
+from tokenhub.gateway.call import ATTEMPTS, Answer, Malformed, reason_of
 from tokenhub.gateway.relay import Relay
 from tokenhub.providers.upstream import Timeouts
 
@@ -225,7 +225,11 @@ class Attempt:
             call.upstream_s += self._clock.monotonic() - began
             # Also when the client leaves: what was generated so far is what it costs.
             hold.note(content_bytes=wire.content_bytes, usage=_so_far(wire))
-            call.malformed = wire.malformed
+            if wire.malformed:
+                model = step.candidate.model
+                call.malformed = (
+                    *call.malformed, Malformed(model.id, model.provider_id, wire.malformed)
+                )  # fmt: skip
             if relay.stream is not None:
                 call.answered(step.candidate, hold.usage, wire.finish_reason)
         if (closing := hold.book("" if wire.failure is None else "cut")) is not None:

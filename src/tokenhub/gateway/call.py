@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 import msgspec
 
@@ -29,6 +29,14 @@ def reason_of(decision: Decision, model_id: str) -> str:
     if not model_id or model_id == decision.chosen.model.id:
         return decision.reason
     return FAILED_OVER
+
+
+class Malformed(NamedTuple):
+    """How many events of an attempt's stream were dropped because they were no JSON objects."""
+
+    model_id: str
+    provider_id: str
+    events: int
 
 
 class ClientStream(Protocol):
@@ -99,7 +107,7 @@ class Call:
         error_class, error: "" when all went well.
         ttft_ms: start to the first byte of a streamed answer.
         streamed: whether bytes of a stream went to the client.
-        malformed: events of the stream that were dropped.
+        malformed: the attempts whose streams had events that were dropped.
         ended: monotonic seconds of its end.
         upstream_s: seconds its tries waited for providers, added up. Those of a hedged request wait
             at the same time, so this is its own wait only where there was one try.
@@ -150,7 +158,7 @@ class Call:
         self.error_class = ""
         self.error = ""
         self.finish_reason: str | None = None
-        self.malformed = 0
+        self.malformed: tuple[Malformed, ...] = ()
         self.ttft_ms: float | None = None
         self.streamed = False
         self.ended = 0.0

@@ -131,6 +131,11 @@ class Metrics:
             "Models that could not be asked for a request, by the rule they broke.",
             ("provider", "reason"),
         )
+        self.stream_events_dropped = Counter(
+            "tokenhub_stream_events_dropped_total",
+            "Events of streams that were not passed on because they were no JSON objects.",
+            ("model", "provider"),
+        )
         self.duration = Histogram(
             "tokenhub_request_duration_seconds",
             "Duration of finished requests.",
@@ -152,7 +157,8 @@ class Metrics:
         )
         self._families = (
             self.requests, self.latency_ms, self.cost, self.unpriced, self.tokens, self.errors,
-            self.attempts, self.skips, self.duration, self.ttft, self.overhead,
+            self.attempts, self.skips, self.stream_events_dropped, self.duration, self.ttft,
+            self.overhead,
         )  # fmt: skip
         self._known: dict[str, set[str]] = {"model": set(), "provider": set(), "reason": set()}
 
@@ -174,6 +180,11 @@ class Metrics:
         for one in filtered:
             provider = self._closed("provider", one.provider_id)
             self.skips.at(provider, self._closed("reason", one.reason))[0] += 1
+
+    def dropped(self, model_id: str, provider_id: str, events: int) -> None:
+        """Count events of a stream that were not passed on."""
+        model, provider = self._closed("model", model_id), self._closed("provider", provider_id)
+        self.stream_events_dropped.at(model, provider)[0] += events
 
     def _closed(self, label: str, value: str) -> str:
         known = self._known[label]
