@@ -11,19 +11,19 @@ import asyncio
 import errno
 import logging
 import os
-import queue
-import threading
 import zlib
-from contextlib import suppress
 from struct import Struct
 from typing import TYPE_CHECKING, Protocol
 
 from tokenhub.storage.database import StorageFailed, StorageRefused
 from tokenhub.storage.files import open_private, sync_folder
+from tokenhub.storage.syncer import open_syncer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from tokenhub.storage.syncer import Syncer
 
     Synced = Callable[[StorageFailed | None], None]
 
@@ -34,9 +34,6 @@ _HEAD = Struct("<III")  # generation, the record's length, its CRC-32 begun with
 _ROOM = 128 * 1024  # bytes that a file has from the start: more than 20 ms bring
 _MOST = 16 * 1024 * 1024  # bytes that an emptied file may keep
 _MAX_GENERATION = 0xFFFFFFFF
-
-# Without the times in the inode, which no reader of ours looks at; macOS has the other one only.
-_sync = getattr(os, "fdatasync", os.fsync)
 
 
 class Spool(Protocol):
@@ -104,7 +101,7 @@ class FileSpool:
         folder = database.parent.resolve()
         self._parts: list[_Part] = []
         self._switched = False
-        self._syncer: _Syncer | None = None
+        self._syncer: Syncer | None = None
         try:
             for number in range(2):
                 self._parts.append(_Part(folder / f"{database.name}-spool-{number}"))
@@ -125,13 +122,16 @@ class FileSpool:
             raise _failed(error) from error
 
     def sync(self, done: Synced) -> None:
-        """Sync on a thread of its own; to be called on the loop."""
+        """Sync while the loop goes on; to be called on the loop."""
         if self._syncer is None:
-            self._syncer = _Syncer(asyncio.get_running_loop())
+            self._syncer = open_syncer(asyncio.get_running_loop())
         unsynced = [part for part in self._parts if part.unsynced]
         for part in unsynced:
             part.unsynced = False
-        self._syncer.queue.put(([part.descriptor for part in unsynced], done))
+        self._syncer.sync(
+            [part.descriptor for part in unsynced],
+            lambda error: done(None if error is None else _failed(error)),
+        )
 
     def switch(self) -> None:
         """Begin the other file."""
@@ -162,8 +162,7 @@ class FileSpool:
     def close(self) -> None:
         """Close both files and remove those that are empty."""
         if self._syncer is not None:
-            self._syncer.queue.put(None)
-            self._syncer.join()
+            self._syncer.close()
             self._syncer = None
         for part in self._parts:
             part.close()
@@ -259,29 +258,6 @@ class _Part:
             records.append(record)
             generation, at = found, start + length
         return records, generation, at
-
-
-class _Syncer(threading.Thread):
-    """Syncs files one after the other until it meets None."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(name="spool-sync", daemon=True)
-        self.queue: queue.SimpleQueue[tuple[list[int], Synced] | None] = queue.SimpleQueue()
-        self._loop = loop
-        self.start()
-
-    def run(self) -> None:
-        """The thread."""
-        while (job := self.queue.get()) is not None:
-            descriptors, done = job
-            failed = None
-            try:
-                for descriptor in descriptors:
-                    _sync(descriptor)
-            except OSError as error:
-                failed = _failed(error)
-            with suppress(RuntimeError):  # the loop is closed: nobody is left to hear it
-                self._loop.call_soon_threadsafe(done, failed)
 
 
 def _failed(error: OSError) -> StorageFailed:

@@ -20,6 +20,7 @@ from tokenhub.core.errors import Unavailable
 from tokenhub.storage.database import StorageFailed, StorageRefused
 from tokenhub.storage.spool import FileSpool
 from tokenhub.storage.sqlite import SqliteDatabase
+from tokenhub.storage.syncer import SyncThread
 
 ROWS = "SELECT request_id, state, reserved, settled, overrun, flag FROM ledger_attempts ORDER BY id"
 FREE = Key(key_id="free")
@@ -316,7 +317,8 @@ class Disk:
     def __init__(self, monkeypatch):
         self.safe = {}
         self.error = None
-        monkeypatch.setattr("tokenhub.storage.spool._sync", self.sync)
+        monkeypatch.setattr("tokenhub.storage.spool.open_syncer", SyncThread)
+        monkeypatch.setattr("tokenhub.storage.syncer._fdatasync", self.sync)
 
     def sync(self, descriptor):
         if self.error is not None:

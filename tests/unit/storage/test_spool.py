@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from tokenhub.storage.database import StorageFailed, StorageRefused
 from tokenhub.storage.spool import FileSpool
+from tokenhub.storage.syncer import SyncThread
 
 RECORDS = [b"one", b"two" * 500, b"\0" * 40]
 MARK = 16  # bytes before the first record
@@ -38,6 +39,17 @@ def spool(path):
     opened = FileSpool(path)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def fdatasync(monkeypatch):
+    """Puts a function in the place of the system's, which is then called on a thread."""
+
+    def put(function):
+        monkeypatch.setattr("tokenhub.storage.spool.open_syncer", SyncThread)
+        monkeypatch.setattr("tokenhub.storage.syncer._fdatasync", function)
+
+    return put
 
 
 def files(path):
@@ -85,22 +97,20 @@ def test_a_note_outlives_kill_9(path):
 def test_a_note_is_one_write_and_no_sync(spool, monkeypatch):
     writes = []
     monkeypatch.setattr(os, "pwrite", lambda _, data, at: writes.append(at) or len(data))
-    monkeypatch.setattr("tokenhub.storage.spool._sync", None)
+    monkeypatch.setattr("tokenhub.storage.spool.open_syncer", None)
     spool.append(b"x" * 100_000)
     assert writes == [MARK]
 
 
-async def test_a_sync_covers_what_was_noted_in_either_file(spool, path, monkeypatch):
+async def test_a_sync_covers_what_was_noted_in_either_file(spool, path, fdatasync):
     """What ``fdatasync`` was given when it was called is what a power cut leaves."""
     safe = {}
-    threads = set()
 
     def sync(descriptor):
         file = Path(f"/proc/self/fd/{descriptor}").readlink()
         safe[file.name] = content(file)
-        threads.add(threading.current_thread().name)
 
-    monkeypatch.setattr("tokenhub.storage.spool._sync", sync)
+    fdatasync(sync)
     assert await synced(spool) is None  # the room that was made
     safe.clear()
     assert await synced(spool) is None
@@ -115,24 +125,23 @@ async def test_a_sync_covers_what_was_noted_in_either_file(spool, path, monkeypa
     spool.append(b"later")
     assert await synced(spool) is None
     assert list(safe) == ["hub.sqlite-spool-1"]
-    assert threads == {"spool-sync"}
 
 
-async def test_a_sync_that_fails_is_said(spool, monkeypatch):
+async def test_a_sync_that_fails_is_said(spool, fdatasync):
     def broken(_):
         raise OSError(5, "Input/output error")
 
     spool.append(b"one")
-    with monkeypatch.context() as patch:
-        patch.setattr("tokenhub.storage.spool._sync", broken)
-        error = await synced(spool)
+    fdatasync(broken)
+    error = await synced(spool)
+    fdatasync(lambda _: None)
     assert isinstance(error, StorageFailed)
     assert "Input/output error" in str(error)
     spool.append(b"two")
     assert await synced(spool) is None
 
 
-async def test_closing_waits_for_a_sync_under_way(path, monkeypatch):
+async def test_closing_waits_for_a_sync_under_way(path, fdatasync):
     began, ended = threading.Event(), []
 
     def slow(descriptor):
@@ -140,7 +149,7 @@ async def test_closing_waits_for_a_sync_under_way(path, monkeypatch):
         time.sleep(0.05)
         ended.append(os.fstat(descriptor).st_size)  # fails on a descriptor that was closed
 
-    monkeypatch.setattr("tokenhub.storage.spool._sync", slow)
+    fdatasync(slow)
     spool = FileSpool(path)
     spool.append(b"one")
     spool.sync(lambda _: None)
