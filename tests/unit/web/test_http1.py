@@ -1221,7 +1221,7 @@ class TestDrain:
                 answered += 1
 
         talks = [asyncio.create_task(talk()) for _ in range(30)]
-        await until(lambda: answered > 200)
+        await until(lambda: handled > answered > 200)
         assert await server.drain(10) == 0
         await asyncio.gather(*talks, return_exceptions=False)
         assert answered == handled
