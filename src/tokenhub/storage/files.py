@@ -31,7 +31,8 @@ class DataDir:
     """The directory with all the server's state, 0700, ours.
 
     Raises:
-        StorageRefused: it is a symbolic link, not a directory, another user's, or cannot be made.
+        StorageRefused: it is a symbolic link, not a directory, another user's, plainly used by
+            others too, or cannot be made.
     """
 
     def __init__(self, path: Path) -> None:
@@ -138,7 +139,20 @@ class DataDir:
                 "Run it as the owner, or `chown` the directory."
             )
         if stat.S_IMODE(info.st_mode) != 0o700:
+            self._refuse_shared(info.st_mode)
             os.fchmod(self._directory, 0o700)
+
+    def _refuse_shared(self, mode: int) -> None:
+        # /tmp, / or a home named by mistake would be closed to everybody who needs it. Ours holds
+        # no directories; a volume's root has lost+found.
+        with os.scandir(self._directory) as entries:
+            there = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
+        others = any(folder and name != "lost+found" for name, folder in there.items())
+        if (others or mode & stat.S_ISVTX) and LOCK_NAME not in there:
+            raise StorageRefused(
+                f"{self.path} looks like a directory that others use too, and TokenHub closes its "
+                "own to them. Name one that is TokenHub's alone, or `chmod 700` this one if it is."
+            )
 
     def _sweep(self) -> None:
         # What a crash left between making a temporary file and renaming it may hold a secret.
@@ -217,6 +231,8 @@ def require_private(path: Path) -> None:
 
 
 def _require_own_file(info: os.stat_result, path: Path) -> None:
+    if stat.S_ISDIR(info.st_mode):
+        raise StorageRefused(f"{path} is a directory, not a file. Name a file, or move it.")
     if not stat.S_ISREG(info.st_mode):
         raise StorageRefused(f"{path} is not a regular file (a link or pipe?). Remove it.")
     if info.st_uid != os.geteuid():

@@ -57,6 +57,35 @@ def test_a_directory_open_to_others_is_closed_to_them(tmp_path):
     assert mode(tmp_path / "hub") == 0o700
 
 
+def test_a_directory_that_others_use_is_left_open_to_them(tmp_path):
+    home = tmp_path / "home"
+    (home / "documents").mkdir(parents=True)
+    home.chmod(0o755)
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    for path, before in ((home, 0o755), (shared, 0o1777)):
+        with pytest.raises(StorageRefused, match="that others use"):
+            DataDir(path)
+        assert mode(path) == before
+
+
+def test_the_root_of_a_volume_and_what_was_ours_before_are_closed_to_others(tmp_path):
+    (tmp_path / "volume" / "lost+found").mkdir(parents=True)
+    (tmp_path / "ours" / "backups").mkdir(parents=True)
+    (tmp_path / "ours" / LOCK_NAME).touch()
+    for path in (tmp_path / "volume", tmp_path / "ours"):
+        path.chmod(0o2775)
+        DataDir(path).close()
+        assert mode(path) == 0o700
+
+
+def test_a_directory_in_the_place_of_a_file_is_not_to_be_removed(data):
+    (data.path / "token").mkdir()
+    with pytest.raises(StorageRefused, match=r"is a directory, not a file\. Name a file"):
+        data.read("token")
+
+
 def test_a_file_open_to_others_is_closed_when_read(data):
     data.write("token", b"x")
     (data.path / "token").chmod(0o644)
