@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,9 @@ _FOREIGN = {
     "CACHE_DIR",
     "FUZZ",
 }
+
+_DIGITS = re.compile(r"[0-9]{1,5}")
+_ORIGIN = re.compile(r"null|[a-z][a-z0-9+.-]*://[^\s/?#@*A-Z]+")
 
 
 class SettingsError(Exception):
@@ -98,6 +102,13 @@ class Variable(msgspec.Struct, frozen=True):
     meaning: str
 
 
+def _require_utf8(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must be UTF-8 text") from None
+
+
 def _flag(text: str) -> bool:
     lowered = text.lower()
     if lowered in {"1", "true", "yes", "on"}:
@@ -146,16 +157,37 @@ def _list(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def _networks(text: str) -> tuple[str, ...]:
+    from ipaddress import ip_network  # noqa: PLC0415  # few have some
+
+    networks = _list(text)
+    for one in networks:
+        try:
+            ip_network(one, strict=False)
+        except ValueError:
+            raise ValueError("must be networks, for example 10.0.0.0/8,192.168.1.7") from None
+    return networks
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    origins = _list(text)
+    if not all(_ORIGIN.fullmatch(one) for one in origins):
+        raise ValueError(
+            "must be origins as browsers send them, for example https://my.example.com"
+        )
+    return origins
+
+
 def _address(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
-    if not colon or not port.isascii() or not port.isdigit() or not int(port) <= 65535:
+    if not colon or not _DIGITS.fullmatch(port) or not int(port) <= 65535:
         raise ValueError("must be host:port, for example 127.0.0.1:8080")
     return host.strip("[]") or "0.0.0.0", int(port)
 
 
 def _token(text: str) -> str:
-    if len(text) < 16 or not text.isascii() or not text.isprintable() or " " in text:
-        raise ValueError("must have 16 or more printable ASCII characters without spaces")
+    if not 16 <= len(text) <= 1024 or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("must have 16 to 1024 printable ASCII characters without spaces")
     return text
 
 
@@ -166,7 +198,12 @@ def _password(text: str) -> str:
 
 
 def _otlp(text: str) -> str:
-    if not text.startswith(("http://", "https://")) or not urlsplit(text).hostname:
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:  # of the address or the port
+        usable = False
+    if not usable:
         raise ValueError("must be a URL, for example http://localhost:4318")
     return text if "/v1/traces" in text else text.rstrip("/") + "/v1/traces"
 
@@ -178,7 +215,24 @@ def _absent(text: str) -> bool:
 
 
 def _path(text: str) -> Path:
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError("names a home folder that is not known; write the whole path") from None
+
+
+def _database(text: str) -> Path:
+    name = text.removeprefix("file:").partition("?")[0]
+    if name.startswith("///"):
+        name = name[2:]  # of a file URL without a host
+    if "://" in text and not text.startswith("file:"):
+        raise ValueError(
+            "must be a file (file:/path/tokenhub.sqlite); this server has no driver for "
+            f"{text.partition('://')[0]!r}"
+        )
+    if not name or name == ":memory:" or name.startswith("//"):
+        raise ValueError("must be a file (file:/path/tokenhub.sqlite)")
+    return _path(name).absolute()
 
 
 def _proxy(text: str) -> str:
@@ -211,7 +265,7 @@ def _authorities(text: str) -> Path:
 VARIABLES = (
     Variable("LISTEN_ADDR", _address, "127.0.0.1:8080", "address and port to listen on"),
     Variable("DATA_DIR", _path, "~/.tokenhub", "folder of all files; /data in the container"),
-    Variable("DB_DSN", str, "file:<data dir>/tokenhub.sqlite", "where the database is"),
+    Variable("DB_DSN", _database, "file:<data dir>/tokenhub.sqlite", "where the database is"),
     Variable("CREDENTIALS_FILE", _path, "<data dir>/credentials", "added once at start, 0600"),
     Variable("LOG_LEVEL", _one_of(*LEVELS), "info", "debug, info, warn or error"),
     Variable("LOG_CONTENT", _flag, "false", "keep prompts and answers with the request log"),
@@ -234,8 +288,8 @@ VARIABLES = (
     Variable("PROVIDER_CA_FILE", _authorities, "", "authorities to trust besides the system's"),
     Variable("HEDGE_AFTER_MS", _whole(0, 60_000), "0", "start a second provider after; 0 = never"),
     Variable("MAX_HEDGED_PROVIDERS", _whole(2, 3), "3", "most attempts running at once"),
-    Variable("CORS_ORIGINS", _list, "", "origins allowed to call /v1 from a browser"),
-    Variable("TRUSTED_PROXIES", _list, "", "networks whose X-Forwarded-For is believed"),
+    Variable("CORS_ORIGINS", _origins, "", "origins allowed to call /v1 from a browser"),
+    Variable("TRUSTED_PROXIES", _networks, "", "networks whose X-Forwarded-For is believed"),
     Variable("RATE_LIMIT_RPS", _whole(0, 1_000_000), "60", "requests/s per address under /v1"),
     Variable("RATE_LIMIT_BURST", _whole(1, 1_000_000), "120", "burst of the same"),
     Variable("ADMIN_RATE_LIMIT_RPS", _whole(0, 1_000_000), "30", "requests/s per address, admin"),
@@ -278,13 +332,14 @@ def read_settings(environ: Mapping[str, str], home: Path | None = None) -> Setti
         if not text:
             continue
         try:
+            _require_utf8(text)
             found[variable.name.lower()] = variable.read(text)
         except ValueError as error:
             faults.append(f"{PREFIX}{variable.name} {error}.")
     if faults:
         raise SettingsError("\n".join(faults))
     host, port = found.pop("listen_addr", ("127.0.0.1", 8080))
-    data_dir, dsn = _places(found, home or Path.home())
+    data_dir, dsn = _places(found, home)
     for unused in ("pricing_refresh_enabled", "temporal_enabled"):
         found.pop(unused, None)
     return Settings(
@@ -298,19 +353,22 @@ def read_settings(environ: Mapping[str, str], home: Path | None = None) -> Setti
     )
 
 
-def _places(found: dict[str, Any], home: Path) -> tuple[Path, str]:
-    dsn: str = found.pop("db_dsn", "")
-    data_dir: Path | None = found.pop("data_dir", None)
-    if dsn and "://" not in dsn:
-        file = Path(dsn.removeprefix("file:").partition("?")[0]).expanduser()
-        return data_dir or file.absolute().parent, str(file.absolute())
-    folder = data_dir or home / ".tokenhub"
-    if dsn:
-        raise SettingsError(
-            f"{PREFIX}DB_DSN must be a file (file:/path/tokenhub.sqlite); this server has no "
-            f"driver for {dsn.partition('://')[0]!r}."
-        )
+def _places(found: dict[str, Any], home: Path | None) -> tuple[Path, str]:
+    file: Path | None = found.pop("db_dsn", None)
+    folder: Path | None = found.pop("data_dir", None)
+    if file is not None:
+        return folder or file.parent, str(file)
+    folder = folder or (home or _home()) / ".tokenhub"
     return folder, str(folder.absolute() / "tokenhub.sqlite")
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise SettingsError(
+            f"{PREFIX}DATA_DIR must be set: this user has no home folder, and HOME is not set."
+        ) from None
 
 
 def _unknown(environ: Mapping[str, str]) -> tuple[str, ...]:

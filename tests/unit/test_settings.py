@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,21 @@ def test_the_defaults_are_safe():
         ("SHUTDOWN_DRAIN_SECS", "60"),
         ("PRICING_REFRESH_ENABLED", "true"),
         ("TEMPORAL_ENABLED", "true"),
+        ("LISTEN_ADDR", "localhost:" + "1" * 5000),
+        ("ADMIN_TOKEN", "a" * 1025),
+        ("TRUSTED_PROXIES", "10.0.0.0/33,proxy"),
+        ("CORS_ORIGINS", "*"),
+        ("CORS_ORIGINS", "https://my.example.com/"),
+        ("OTEL_ENDPOINT", "http://[::1"),
+        ("OTEL_ENDPOINT", "http://collector:99999"),
+        ("DATA_DIR", "~no-such-user-here/hub"),
+        ("DB_DSN", "file:~no-such-user-here/hub.sqlite"),
+        ("CREDENTIALS_FILE", "~no-such-user-here/credentials"),
+        ("DATA_DIR", os.fsdecode(b"/srv/h\xfcb")),
+        ("VAULT_PASSWORD", os.fsdecode(b"long enough \xfc")),
+        ("DB_DSN", ":memory:"),
+        ("DB_DSN", "file:"),
+        ("DB_DSN", "file://host/hub.sqlite"),
         ("DB_DSN", "postgresql://host/db"),
         ("PROVIDER_PROXY", "https://me:s3cret-word@proxy:3128"),
         ("PROVIDER_PROXY", "http://me:s3cret-word"),
@@ -68,6 +84,29 @@ def test_the_database_names_the_folder_of_everything_else():
     settings = read(DB_DSN="file:/srv/hub/data.sqlite?mode=rwc")
     assert settings.data_dir == Path("/srv/hub")
     assert settings.db_dsn == "/srv/hub/data.sqlite"
+
+
+def test_the_database_as_a_file_url():
+    assert read(DB_DSN="file:///srv/hub/data.sqlite").db_dsn == "/srv/hub/data.sqlite"
+
+
+def test_without_a_home_the_folder_must_be_named(monkeypatch):
+    def unknown():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", unknown)
+    with pytest.raises(SettingsError, match="TOKENHUB_DATA_DIR must be set"):
+        read_settings({})
+    there = {"TOKENHUB_DATA_DIR": "/srv/hub"}
+    assert read_settings(there).db_dsn == "/srv/hub/tokenhub.sqlite"
+
+
+def test_networks_and_origins():
+    settings = read(
+        TRUSTED_PROXIES="10.0.0.1/8, fd00::1", CORS_ORIGINS="https://a.example, http://[::1]:3000"
+    )
+    assert settings.trusted_proxies == ("10.0.0.1/8", "fd00::1")
+    assert settings.cors_origins == ("https://a.example", "http://[::1]:3000")
 
 
 def test_addresses():
