@@ -8,8 +8,9 @@ import shlex
 import subprocess
 
 import pytest
-from tests.e2e.server import Hub, free_port
+from tests.e2e.server import Hub
 from tests.packaging.project import ROOT
+from tests.ports import free_port
 
 from tokenhubctl.cli import root
 from tokenhubctl.command import Verb

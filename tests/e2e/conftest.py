@@ -5,7 +5,8 @@ import subprocess
 import time
 
 import pytest
-from tests.e2e.server import BIN, Hub, free_port
+from tests.e2e.server import BIN, Hub
+from tests.ports import free_port
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import json
 from urllib.parse import quote
 
 from tests.e2e.peers import Peer
-from tests.e2e.server import free_port
+from tests.ports import free_port
 
 HELLO = [{"role": "user", "content": "Hello"}]
 _numbers = itertools.count(1)

@@ -13,7 +13,8 @@ import pytest
 from tests.e2e import peers
 from tests.e2e.fleet import Fleet, text_of
 from tests.e2e.peers import refuses, says
-from tests.e2e.server import BIN, Hub, free_port
+from tests.e2e.server import BIN, Hub
+from tests.ports import free_port
 
 
 @pytest.fixture(scope="module")

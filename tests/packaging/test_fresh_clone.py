@@ -7,22 +7,16 @@ import http.client
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 import pytest
 from tests.packaging.project import NOT_SOURCE, ROOT, mode
+from tests.ports import free_port
 
 FIRST_START_S = 240  # an empty cache and a slow line
 SECOND_START_S = 10
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Clone:

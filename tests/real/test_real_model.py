@@ -14,7 +14,8 @@ from pathlib import Path
 
 import openai
 import pytest
-from tests.e2e.server import Hub, free_port
+from tests.e2e.server import Hub
+from tests.ports import free_port
 
 pytestmark = pytest.mark.real
 
