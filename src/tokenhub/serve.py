@@ -105,12 +105,15 @@ def _stop_signal() -> asyncio.Future[signal.Signals]:
     stop = loop.create_future()
 
     def asked(number: signal.Signals) -> None:
-        if stop.done():
+        if not stop.done():
+            stop.set_result(number)
+        elif number != signal.SIGHUP:  # a terminal that closes may send it twice: no impatience
             raise SystemExit(128 + number)
-        stop.set_result(number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked, number)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup means it
+        loop.add_signal_handler(signal.SIGHUP, asked, signal.SIGHUP)
     return stop
 
 

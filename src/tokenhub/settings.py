@@ -295,7 +295,7 @@ VARIABLES = (
     Variable("ADMIN_RATE_LIMIT_RPS", _whole(0, 1_000_000), "30", "requests/s per address, admin"),
     Variable("ADMIN_RATE_LIMIT_BURST", _whole(1, 1_000_000), "60", "burst of the same"),
     Variable("HEALTH_PROBE_DISABLED", _flag, "false", "no background probes"),
-    Variable("SHUTDOWN_DRAIN_SECS", _whole(0, 28), "25", "wait for running requests at SIGTERM"),
+    Variable("SHUTDOWN_DRAIN_SECS", _whole(0, 28), "25", "wait for running requests at a stop"),
     Variable(
         "LOG_RETENTION_DAYS",
         _whole(0, 3_660),

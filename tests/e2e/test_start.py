@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 
 import pytest
-from tests.e2e.server import Hub
+from tests.e2e.server import BIN, Hub
 
 
 def refused(hub: Hub, **env: str) -> tuple[int, str]:
@@ -62,6 +63,20 @@ def test_a_data_directory_that_is_a_link_is_refused(tmp_path):
     (tmp_path / ".tokenhub").symlink_to(tmp_path / "real")
     assert refused(Hub(tmp_path))[0] == 3
     assert list((tmp_path / "real").iterdir()) == []
+
+
+def test_a_terminal_that_closes_stops_the_server_in_order(tmp_path):
+    hub = Hub(tmp_path).start()
+    assert hub.stop(signal.SIGHUP) == 0
+
+
+def test_nohup_outlives_its_terminal(tmp_path):
+    hub = Hub(tmp_path).start(command=["nohup", BIN / "tokenhub"])
+    hub.process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        hub.process.wait(0.5)
+    assert hub.request("GET", "/livez").status == 200
+    assert hub.stop() == 0
 
 
 @pytest.fixture
