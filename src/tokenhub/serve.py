@@ -60,7 +60,7 @@ async def _run(settings: Settings, sink: Sink, *, check: bool) -> int:
         port = await app.start()
     except OSError as error:
         await app.close()
-        where = f"{settings.listen_host}:{settings.listen_port}"
+        where = _authority(settings.listen_host, settings.listen_port)
         taken = error.errno == errno.EADDRINUSE
         return _not_started(
             f"cannot listen on {where}: {_reason(error)}. "
@@ -117,11 +117,15 @@ def _stop_signal() -> asyncio.Future[signal.Signals]:
     return stop
 
 
+def _authority(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def first_lines(app: App, port: int) -> list[str]:
     """What a person needs to know at the start: six lines, no secret."""
     host = app.settings.listen_host
-    shown = "localhost" if host in {"127.0.0.1", "0.0.0.0", "::", "::1"} else host
-    url = f"http://{shown}:{port}"
+    shown = "localhost" if host in {"127.0.0.1", "0.0.0.0", "::"} else host
+    url = f"http://{_authority(shown, port)}"
     data = app.data.path
     catalog = app.catalog.current
     if "demo" in catalog.models and catalog.models["demo"].source == "runtime":

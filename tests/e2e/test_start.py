@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 
 import pytest
 from tests.e2e.server import BIN, Hub
@@ -77,6 +78,25 @@ def test_nohup_outlives_its_terminal(tmp_path):
         hub.process.wait(0.5)
     assert hub.request("GET", "/livez").status == 200
     assert hub.stop() == 0
+
+
+def test_an_ipv6_address_is_shown_as_urls_write_it(tmp_path):
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
+            where = f"[::1]:{taken.getsockname()[1]}"
+            code, said = refused(Hub(tmp_path), TOKENHUB_LISTEN_ADDR=where)
+    except OSError:
+        pytest.skip("needs IPv6")
+    assert code == 3
+    assert f"cannot listen on {where}: " in said
+    hub = Hub(tmp_path, TOKENHUB_LISTEN_ADDR=where)
+    hub.start(wait=False)
+    deadline = time.monotonic() + 20
+    while "try it" not in hub.log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert hub.stop() == 0
+    assert f"http://{where}\n" in hub.log.read_text()
+    assert f"curl -s http://{where}/v1/chat/completions" in hub.log.read_text()
 
 
 @pytest.fixture
